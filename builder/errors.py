@@ -1,0 +1,64 @@
+"""What goes wrong while building, said so that a person can act on it.
+
+Every error knows its message, its hint and, where there is one, the place in the Dockerfile. `terminal` renders them
+all; `exit_code` is what the command ends with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grammar.source import Source, Span
+
+
+class BuildError(Exception):
+    """The build can not go on.
+
+    message: one sentence without a full stop. source and span: the place in the build file, or None. hint: what to do, or
+    empty. notes: further lines of context, such as a command's last output.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        span: Span | None = None,
+        source: Source | None = None,
+        hint: str = "",
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.span = span
+        self.source = source
+        self.hint = hint
+        self.notes = notes
+
+
+class RunError(BuildError):
+    """A RUN ended with another status than 0. `status` is its exit code, 128 + n when signal n ended it."""
+
+    def __init__(
+        self,
+        message: str,
+        status: int,
+        *,
+        span: Span | None = None,
+        source: Source | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, span=span, source=source, notes=notes)
+        self.status = status
+
+
+class UnsupportedError(BuildError):
+    """What was asked for can not be had here; the hint says what would help."""
+
+
+class CancelledError(BuildError):
+    """The user stopped the build."""
+
+    exit_code = 130

@@ -1,0 +1,352 @@
+"""The nouns of a build: what was asked, what was planned, what one step does, what came out. All frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cache.oci import Descriptor, Digest, ImageConfig, Layer, Platform, RuntimeConfig
+
+if TYPE_CHECKING:
+    from grammar.instructions import Dockerfile, Instruction, Stage
+    from grammar.source import Source, Span
+
+
+# ---------------------------------------------------------------- asked
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One `--output`. type: oci, docker, local, tar or cacheonly. dest: a path, `-` for standard output, or empty."""
+
+    type: str
+    dest: str = ""
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSource:
+    """One `--secret`: where the value lies. Exactly one of `path` and `value` is set."""
+
+    id: str
+    path: Path | None = None
+    value: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SshSource:
+    """One `--ssh`: the agent's socket, or key files to serve."""
+
+    id: str
+    socket: Path | None = None
+    keys: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the command line says for every RUN. hosts: (name, address). ulimits: (name, soft, hard). allow: entitlements."""
+
+    network: str = "default"
+    hosts: tuple[tuple[str, str], ...] = ()
+    shm_size: int = 64 << 20
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    allow: frozenset[str] = frozenset()
+    hostname: str = "buildkitsandbox"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """All that one build was asked to do; it stops at the engine, no room below receives it.
+
+    context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
+    """
+
+    context: str = "."
+    file: str = ""
+    tags: tuple[str, ...] = ()
+    target: str = ""
+    build_args: tuple[tuple[str, str], ...] = ()
+    build_contexts: tuple[tuple[str, str], ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    platform: Platform | None = None
+    no_cache: bool = False
+    no_cache_filter: frozenset[str] = frozenset()
+    outputs: tuple[OutputSpec, ...] = ()
+    secrets: tuple[SecretSource, ...] = ()
+    ssh: tuple[SshSource, ...] = ()
+    run: RunOptions = RunOptions()
+    ignore_file: str = ""
+
+
+# ---------------------------------------------------------------- planned
+
+
+@dataclass(frozen=True, slots=True)
+class StageBase:
+    """FROM's first step, a fresh image or another stage, resolved: exactly one of `image` and `stage` is set.
+
+    image: a reference, or `scratch`. stage: the index of an earlier stage.
+    """
+
+    image: str = ""
+    stage: int | None = None
+    platform: Platform | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage that has to be built. `needs` are the indexes of the stages whose files or config it uses."""
+
+    stage: Stage
+    base: StageBase
+    needs: frozenset[int] = frozenset()
+
+    @property
+    def title(self) -> str:
+        """How messages call it: its name, or `stage-N` as docker does."""
+        return self.stage.name or f"stage-{self.stage.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The stages to build, in an order in which each one's needs come first. Unused stages are not here."""
+
+    dockerfile: Dockerfile
+    stages: tuple[StagePlan, ...]
+    target: int
+    global_args: tuple[tuple[str, str], ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A warning about the build file. rule: BuildKit's name of the check where there is one."""
+
+    rule: str
+    message: str
+    span: Span | None = None
+    source: Source | None = None
+    hint: str = ""
+
+
+# ---------------------------------------------------------------- lowered
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a COPY, ADD or bind mount takes files from: exactly one of the three.
+
+    context: a build context's name, empty for the main one. stage: an earlier stage's index. image: a reference.
+    """
+
+    context: str | None = None
+    stage: int | None = None
+    image: str | None = None
+
+
+CONTEXT = Origin(context="")
+
+
+@dataclass(frozen=True, slots=True)
+class PathSource:
+    """A path or pattern in the step's origin, expanded, as written. `span` is for messages."""
+
+    pattern: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class InlineSource:
+    """A here-document: a regular file of this name and content."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UrlSource:
+    """ADD of an http(s) URL. checksum: `sha256:...` or empty."""
+
+    url: str
+    checksum: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class GitSource:
+    """ADD of a git repository. checksum: a commit's prefix, or empty."""
+
+    url: str
+    checksum: str
+    keep_git_dir: bool
+    span: Span
+
+
+FileSource = PathSource | InlineSource | UrlSource | GitSource
+
+
+@dataclass(frozen=True, slots=True)
+class FileStep:
+    """COPY, ADD, or WORKDIR's mkdir: `sources` to `destination`.
+
+    destination: absolute, expanded, cleaned; `into` says that it ended in a slash (or `.`), so it names a directory. No
+    sources: the directory itself is made if missing (WORKDIR). chown: `user[:group]` as expanded, names still to be
+    looked up in the parent's /etc/passwd, or empty for 0:0; for WORKDIR it is the stage's USER. chmod: octal or
+    symbolic, or empty. unpack: True and False force; None unpacks local archives (ADD); COPY has False.
+    """
+
+    origin: Origin
+    sources: tuple[FileSource, ...]
+    destination: str
+    into: bool = False
+    chown: str = ""
+    chmod: str = ""
+    link: bool = False
+    parents: bool = False
+    excludes: tuple[str, ...] = ()
+    unpack: bool | None = False
+
+
+@dataclass(frozen=True, slots=True)
+class BindMount:
+    """`--mount=type=bind`. source: a path in the origin. Writes to a writable one are discarded after the RUN."""
+
+    target: str
+    origin: Origin
+    source: str = "/"
+    writable: bool = False
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMount:
+    """`--mount=type=cache`. sharing: shared, private or locked. `origin`/`source`: initial content, or None."""
+
+    target: str
+    id: str
+    sharing: str = "shared"
+    origin: Origin | None = None
+    source: str = "/"
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TmpfsMount:
+    """`--mount=type=tmpfs`. size: bytes, 0 for the kernel's default."""
+
+    target: str
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SecretMount:
+    """`--mount=type=secret`. target empty: no file. env empty: no variable."""
+
+    id: str
+    target: str = ""
+    env: str = ""
+    required: bool = False
+    mode: int = 0o400
+    uid: int = 0
+    gid: int = 0
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SshMount:
+    """`--mount=type=ssh`. Sets SSH_AUTH_SOCK to the target."""
+
+    id: str
+    target: str
+    required: bool = False
+    mode: int = 0o600
+    uid: int = 0
+    gid: int = 0
+    span: Span | None = None
+
+
+Mount = BindMount | CacheMount | TmpfsMount | SecretMount | SshMount
+
+
+@dataclass(frozen=True, slots=True)
+class RunStep:
+    """RUN: a command in the stage's root file system.
+
+    argv: what is executed, SHELL included. env: `NAME=value`, image variables and visible ARGs, in order. user: as USER
+    has it, still to be looked up. network: default, none or host. security: sandbox or insecure. scripts: files to lay
+    at a path before the command starts (heredocs with a shebang), never part of the layer.
+    """
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    user: str = ""
+    cwd: str = "/"
+    mounts: tuple[Mount, ...] = ()
+    network: str = "default"
+    security: str = "sandbox"
+    scripts: tuple[tuple[str, bytes], ...] = ()
+
+
+Step = FileStep | RunStep
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """What the instructions so far amount to, apart from the files.
+
+    config: as the image will have it. platform: the stage's target. args: the ARGs declared so far in this stage, in order of declaration, with
+    their values (None: declared, without a value). environment: what words are expanded with and a RUN sees: image
+    variables and ARGs, later declarations winning. author: MAINTAINER.
+    """
+
+    platform: Platform
+    config: RuntimeConfig = RuntimeConfig()
+    args: tuple[tuple[str, str | None], ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    author: str = ""
+    cmd_set: bool = False
+    workdir_set: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """One instruction, lowered: the state after it, at most one step, and its line of history.
+
+    created_by: the history line. title: the progress line, such as `COPY . /app`. findings: warnings of this instruction.
+    """
+
+    instruction: Instruction
+    state: StageState
+    step: Step | None = None
+    created_by: str = ""
+    title: str = ""
+    findings: tuple[Finding, ...] = ()
+
+
+# ---------------------------------------------------------------- made
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """A finished image: its config, layers and blobs, all of them in the store."""
+
+    id: Digest
+    config: ImageConfig
+    layers: tuple[Layer, ...]
+    manifest: Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """What a build made. names: the full references that point at the image now."""
+
+    image: ImageResult
+    names: tuple[str, ...] = ()
+    steps: int = 0
+    cached: int = 0
+    seconds: float = 0.0
+    findings: tuple[Finding, ...] = ()
