@@ -20,14 +20,16 @@ from cache.snapshots import Root
 class Bind:
     """A path of the host shown at `target` in the root: a directory, a file or a socket.
 
-    discard_writes: writable for the command, on an overlay that is thrown away. target: absolute, to be resolved inside
-    the root.
+    source: a host path, or a root (of a stage or an image) that is mounted read-only first; `inside` is then the path in
+    it, its symlinks resolved inside that root. discard_writes: writable for the command, on an overlay that is thrown
+    away. target: absolute, to be resolved inside the root.
     """
 
-    source: Path
+    source: Path | Root
     target: str
     readonly: bool = True
     discard_writes: bool = False
+    inside: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,212 @@
+"""A RunStep made concrete: from the step and a root to the `RunSpec` that an executor carries out.
+
+What is opened for one RUN (locks on cache mounts, copies of sources) is closed with the `ExitStack` that the caller
+gives; secrets travel in memory only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import posixpath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.errors import BuildError
+from builder.executors import Bind, RunSpec, Tmpfs
+from builder.handlers.owners import lookup
+from builder.model import (
+    BindMount,
+    CacheMount,
+    Origin,
+    RunOptions,
+    RunStep,
+    SecretMount,
+    SecretSource,
+    SshMount,
+    SshSource,
+    TmpfsMount,
+)
+from cache.entries import Files
+from cache.snapshots import Root
+from grammar.source import Source
+
+Locate = Callable[[Origin, str], tuple[Path | Root, str]]
+"""(origin, path in it) → where those files can be mounted from, and the path inside that; FileNotFoundError."""
+
+Seed = Callable[[Origin, str, Path], None]
+"""(origin, path in it, an empty folder of the host): copy the files below the path into the folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every RUN of one build shares. mounts: the folder of persistent cache mounts. resolv_conf: its content."""
+
+    source: Source
+    options: RunOptions
+    mounts: Path
+    locate: Locate
+    seed: Seed
+    secrets: Mapping[str, SecretSource]
+    ssh: Mapping[str, SshSource]
+    resolv_conf: bytes
+
+
+def describe(
+    step: RunStep, root: Root, parent: Files, around: Surroundings, stack: contextlib.ExitStack
+) -> RunSpec:
+    """The process of `step` in `root`, whose files `parent` shows.
+
+    Raises BuildError for an unknown user, a required secret or agent that was not given, a mount source that is not
+    there.
+    """
+    user = lookup(step.user, parent)
+    binds: list[Bind] = []
+    tmpfs: list[Tmpfs] = []
+    files: list[tuple[str, bytes, int, int, int]] = [(path, data, 0o755, 0, 0) for path, data in step.scripts]
+    env = list(step.env)
+    for mount in step.mounts:
+        match mount:
+            case BindMount():
+                binds.append(_bind(mount, around))
+            case CacheMount():
+                binds.append(_cache(mount, around, stack))
+            case TmpfsMount():
+                tmpfs.append(Tmpfs(mount.target, mount.size))
+            case SecretMount():
+                value = _secret(mount, around)
+                if value is not None and mount.target:
+                    files.append((mount.target, value, mount.mode, mount.uid, mount.gid))
+                if value is not None and mount.env:
+                    env = [line for line in env if not line.startswith(mount.env + "=")]
+                    env.append(f"{mount.env}={value.decode('utf-8', 'surrogateescape')}")
+            case SshMount():
+                socket = _agent(mount, around)
+                if socket is not None:
+                    binds.append(Bind(socket, mount.target, readonly=False))
+                    env.append(f"SSH_AUTH_SOCK={mount.target}")
+    options = around.options
+    return RunSpec(
+        root=root,
+        argv=step.argv,
+        env=tuple(_with_home(env, user.home)),
+        cwd=step.cwd,
+        uid=user.uid,
+        gid=user.gid,
+        groups=user.groups,
+        binds=tuple(binds),
+        tmpfs=tuple(tmpfs),
+        files=tuple(files),
+        network=step.network if step.network != "default" else options.network,
+        insecure=step.security == "insecure",
+        hostname=options.hostname,
+        hosts=_hosts(options),
+        resolv_conf=around.resolv_conf,
+        shm_size=options.shm_size,
+        ulimits=options.ulimits,
+    )
+
+
+def _with_home(env: list[str], home: str) -> list[str]:
+    """A HOME of the user's, as runc sets it, unless the image or an ARG has one."""
+    return env if any(line.startswith("HOME=") for line in env) else [*env, f"HOME={home}"]
+
+
+def _hosts(options: RunOptions) -> bytes:
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", f"127.0.1.1\t{options.hostname}"]
+    lines += [f"{address}\t{name}" for name, address in options.hosts]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _bind(mount: BindMount, around: Surroundings) -> Bind:
+    try:
+        source, inside = around.locate(mount.origin, mount.source)
+    except FileNotFoundError:
+        raise BuildError(
+            f"bind mount source {mount.source!r} not found", span=mount.span, source=around.source
+        ) from None
+    return Bind(source, mount.target, readonly=not mount.writable, discard_writes=mount.writable, inside=inside)
+
+
+def _secret(mount: SecretMount, around: Surroundings) -> bytes | None:
+    found = around.secrets.get(mount.id)
+    if found is None:
+        if mount.required:
+            raise BuildError(
+                f"secret {mount.id}: not found",
+                span=mount.span,
+                source=around.source,
+                hint=f"give it with --secret id={mount.id},src=FILE or id={mount.id},env=NAME",
+            )
+        return None
+    if found.value is not None:
+        return found.value
+    assert found.path is not None
+    try:
+        return found.path.read_bytes()
+    except OSError as error:
+        raise BuildError(f"secret {mount.id}: {found.path}: {error.strerror}") from None
+
+
+def _agent(mount: SshMount, around: Surroundings) -> Path | None:
+    found = around.ssh.get(mount.id)
+    if found is None or found.socket is None:
+        if mount.required:
+            raise BuildError(
+                f"unset ssh forward key {mount.id}",
+                span=mount.span,
+                source=around.source,
+                hint=f"give it with --ssh {mount.id}, with an agent in SSH_AUTH_SOCK, or --ssh {mount.id}=SOCKET",
+            )
+        return None
+    return found.socket
+
+
+def _cache(mount: CacheMount, around: Surroundings, stack: contextlib.ExitStack) -> Bind:
+    """The persistent folder of a cache mount, locked as `sharing` asks for the time of the RUN.
+
+    shared: a shared lock on the one folder. locked: an exclusive one, waited for. private: the first folder of the id
+    that nobody holds.
+    """
+    name = hashlib.sha256(mount.id.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    number = 0
+    while True:
+        folder = around.mounts / (name if number == 0 else f"{name}.{number}")
+        if _lock(folder.with_suffix(folder.suffix + ".lock"), mount.sharing, stack):
+            break
+        number += 1
+    data = folder / "data"
+    if not data.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "id").write_text(mount.id)
+        fresh = folder / f"new.{os.getpid()}"
+        fresh.mkdir(exist_ok=True)
+        fresh.chmod(mount.mode)
+        with contextlib.suppress(PermissionError):
+            os.chown(fresh, mount.uid, mount.gid)
+        if mount.origin is not None:
+            around.seed(mount.origin, mount.source, fresh)
+        with contextlib.suppress(OSError):  # another build was first: its folder is not empty, or holds the same
+            fresh.rename(data)
+    return Bind(data, mount.target, readonly=mount.readonly)
+
+
+def _lock(path: Path, sharing: str, stack: contextlib.ExitStack) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    how = fcntl.LOCK_SH if sharing == "shared" else fcntl.LOCK_EX
+    try:
+        fcntl.flock(descriptor, how | (fcntl.LOCK_NB if sharing == "private" else 0))
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    stack.callback(os.close, descriptor)
+    return True
+
+
+def absolute(target: str, cwd: str) -> str:
+    """A mount's target as a clean absolute path; relative ones start at the step's working directory."""
+    return posixpath.normpath(posixpath.join("/", cwd, target))
