@@ -313,9 +313,10 @@ class RuntimeConfig:
         return replace(config, other=tuple((key, canonical(value).decode()) for key, value in sorted(other.items())))
 
 
-_RUNTIME_KEYS = frozenset(
-    "User Env Entrypoint Cmd WorkingDir Labels ExposedPorts Volumes StopSignal OnBuild Shell ArgsEscaped".split()
-)
+_RUNTIME_KEYS = {
+    "User", "Env", "Entrypoint", "Cmd", "WorkingDir", "Labels", "ExposedPorts", "Volumes", "StopSignal", "OnBuild",
+    "Shell", "ArgsEscaped",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +408,7 @@ class ImageConfig:
 def parse_json(data: bytes, what: str) -> object:
     """`data` as JSON; CorruptError, naming `what`, when it is none."""
     try:
-        return json.loads(data)  # type: ignore[no-any-return]
+        return json.loads(data)
     except ValueError as error:
         msg = f"{what} is not JSON: {error}"
         raise CorruptError(msg) from None
