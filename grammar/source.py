@@ -25,14 +25,31 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The text of one build file. `name` is what messages call it, usually its path as the user gave it."""
+    """The text of one build file. `name` is what messages call it, usually its path as the user gave it.
+
+    The text is as in the file, line ends and byte order mark included: here-documents keep their carriage returns.
+    """
 
     name: str
     text: str
 
+    @classmethod
+    def decode(cls, name: str, data: bytes) -> Source:
+        """From the file's bytes. Bytes that are not UTF-8 become lone surrogates, and the same bytes when encoded back."""
+        return cls(name, data.decode("utf-8", "surrogateescape"))
+
     def lines(self, first: int, last: int) -> list[str]:
-        """The physical lines `first` to `last` (from 1, inclusive), without their line ends."""
-        return self.text.splitlines()[first - 1 : last]
+        """The physical lines `first` to `last` (from 1, inclusive), without their line ends and byte order mark."""
+        # Only "\n" ends a line; str.splitlines() knows eight more ends, and line numbers would drift.
+        lines = self.text.removeprefix("\ufeff").split("\n")[max(first - 1, 0) : last]
+        return [line.rstrip("\r") for line in lines]
+
+    def line_span(self, line: int) -> Span:
+        """One physical line from its first to its last character that is not blank."""
+        found = self.lines(line, line)
+        text = found[0] if found else ""
+        start = len(text) - len(text.lstrip())
+        return Span(line, start + 1, line, max(len(text.rstrip()), start) + 1)
 
 
 class DockerfileError(Exception):
