@@ -1,0 +1,623 @@
+"""Where base images come from: the store, layouts and archives on disk, a directory, this machine itself.
+
+Everything that a base needs is copied into the store on the way, each blob checked against its digest, so that what
+follows reads from one place. A base that was copied before costs a look at its index, manifest and config.
+
+Nothing here reaches a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from builder.assembly import rfc3339
+from builder.errors import BuildError, UnsupportedError
+from cache.entries import Entry, Files, Kind
+from cache.errors import CorruptError, NotFoundError, StoreError
+from cache.index import Index as StepIndex
+from cache.index import key
+from cache.oci import (
+    CONFIG,
+    DOCKER_INDEX,
+    INDEX,
+    LAYER,
+    LAYER_GZIP,
+    LAYER_ZSTD,
+    MANIFEST,
+    REF_NAME,
+    Descriptor,
+    Digest,
+    History,
+    ImageConfig,
+    Index,
+    Layer,
+    Manifest,
+    Platform,
+    RuntimeConfig,
+    canonical,
+    digest,
+    digest_of,
+    host_platform,
+    parse_json,
+)
+from cache.reference import Reference
+
+if TYPE_CHECKING:
+    from cache.store import Image, Store
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""The PATH that docker gives an image which has none of its own."""
+
+_CONTAINERD_NAME = "io.containerd.image.name"
+_JSON_LIMIT = 8 << 20
+_CHUNK = 1 << 20
+_MAX_INDEXES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """An image to start from, its layers in the store.
+
+    digest: of the manifest where the source has one, else of the config. name: how messages and history call it.
+    """
+
+    config: ImageConfig
+    layers: tuple[Layer, ...]
+    digest: Digest
+    name: str
+
+
+def resolve(text: str, platform: Platform, named: Mapping[str, str], store: Store) -> BaseImage | None:
+    """The image that `FROM text` means; None for `scratch`.
+
+    named: the named contexts, which win over everything else: `oci-layout://DIR[:tag|@digest]`,
+    `docker-archive://FILE`, `docker-image://NAME`, `host:` or a directory, whose files are then the root file system.
+    Anything else is a name or an id in the store. platform: picks from images for several.
+
+    Repeating it is cheap. BuildError when there is no such image; CorruptError when bytes are not what their digest
+    says, with nothing of the bad blob left in the store.
+    """
+    where = context_for(text, named)
+    if where is None:
+        return None if text == "scratch" else _from_store(text, store)
+    scheme, colon, rest = where.partition(":")
+    if colon:
+        if scheme == "oci-layout":
+            return _from_layout(rest.removeprefix("//"), text, platform, store)
+        if scheme in ("docker-archive", "oci-archive"):
+            return _from_archive(rest.removeprefix("//"), text, platform, store)
+        if scheme == "docker-image":
+            image = rest.removeprefix("//")
+            return None if image == "scratch" else _from_store(image, store)
+        if scheme == "host":
+            return _from_host(rest.removeprefix("//"), text, store)
+        if "/" not in scheme and rest.startswith("//"):
+            raise UnsupportedError(
+                f"build context {text!r} can not be a base image: {where}",
+                hint="oci-layout://, docker-archive://, docker-image://, host: and directories can",
+            )
+    return _from_directory(where, text, platform, store)
+
+
+def context_for(text: str, named: Mapping[str, str]) -> str | None:
+    """The named context that `text` means, names compared as docker does: `docker.io/library/a:latest` is `a`."""
+    if not named:
+        return None
+    if text in named:
+        return named[text]
+    wanted = _plain(text)
+    return next((where for name, where in named.items() if _plain(name) == wanted), None)
+
+
+def _plain(name: str) -> str:
+    try:
+        return Reference.parse(name).familiar.removesuffix(":latest")
+    except StoreError:
+        return name
+
+
+# ---------------------------------------------------------------- the store
+
+
+def _from_store(text: str, store: Store) -> BaseImage:
+    try:
+        image = store.image(text)
+    except NotFoundError as error:
+        raise BuildError(
+            f"base image {text} is not in the store",
+            hint="; ".join(
+                part
+                for part in (
+                    error.hint,
+                    f"bring one in with `pybuild import ROOTFS.tar {text}` "
+                    f"or --build-context {text}=oci-layout://DIR, docker-archive://FILE or host:",
+                )
+                if part
+            ),
+        ) from None
+    return BaseImage(store.config(image), store.layers(image), image.manifest.digest, text)
+
+
+# ---------------------------------------------------------------- layouts and archives
+
+
+class _Files(Protocol):
+    """The files of an image layout or archive."""
+
+    @property
+    def title(self) -> str: ...
+
+    def open(self, name: str) -> BinaryIO:
+        """Raises FileNotFoundError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    root: Path
+
+    @property
+    def title(self) -> str:
+        return str(self.root)
+
+    def open(self, name: str) -> BinaryIO:
+        return open(self.root / name, "rb", buffering=0)  # noqa: SIM115 - the caller closes
+
+
+@dataclass(frozen=True, slots=True)
+class _Archive:
+    """An uncompressed tar file. Finding a file walks the headers; contents between them are skipped by seeking."""
+
+    path: Path
+
+    @property
+    def title(self) -> str:
+        return str(self.path)
+
+    def open(self, name: str) -> BinaryIO:
+        from cache import layers
+
+        wanted = name.encode("utf-8", "surrogateescape")
+        # `docker save` before version 25 writes a layer that two images share as a symlink; twenty hops are a loop.
+        for _ in range(20):
+            stream = open(self.path, "rb")  # noqa: SIM115 - the caller closes
+            entry = next((entry for entry in layers.read(stream) if entry.path == wanted), None)
+            if entry is not None and entry.content is not None:
+                return entry.content.open()
+            stream.close()
+            if entry is None or not entry.target:
+                break
+            wanted = os.path.normpath(os.path.join(os.path.dirname(wanted), entry.target))
+        raise FileNotFoundError(name)
+
+
+def _read(files: _Files, name: str, expected: Descriptor | None = None) -> bytes:
+    """A small file's bytes, checked against `expected`."""
+    try:
+        with files.open(name) as stream:
+            data = stream.read(_JSON_LIMIT + 1)
+    except FileNotFoundError:
+        raise CorruptError(f"{files.title} has no {name}") from None
+    if len(data) > _JSON_LIMIT:
+        raise CorruptError(f"{files.title}: {name} is larger than {_JSON_LIMIT >> 20} MiB")
+    if expected is not None and (len(data) != expected.size or digest_of(data) != expected.digest):
+        raise CorruptError(f"{files.title}: {name} is not what its digest says", "copy or make it again")
+    return data
+
+
+def _blob(digest: str) -> str:
+    algorithm, _, value = digest.partition(":")
+    return f"blobs/{algorithm}/{value}"
+
+
+def _from_layout(where: str, name: str, platform: Platform, store: Store) -> BaseImage:
+    folder, tag = _split_layout(where)
+    if not folder.is_dir():
+        raise BuildError(f"there is no OCI layout at {folder}")
+    if not (folder / "index.json").is_file():
+        raise BuildError(f"{folder} is not an OCI layout: it has no index.json")
+    return _from_index(_Folder(folder), tag, name, platform, store)
+
+
+def _split_layout(where: str) -> tuple[Path, str]:
+    """DIR[:tag|@digest], where DIR itself may hold colons: the longest DIR that exists wins."""
+    if Path(where).is_dir():
+        return Path(where), ""
+    cuts = [at for at, letter in enumerate(where) if letter in ":@"]
+    for at in cuts:
+        if at and Path(where[:at]).is_dir():
+            tag = where[at + 1 :]
+            return Path(where[:at]), tag.rpartition("@")[2] if "@sha256:" in tag else tag
+    return Path(where[: cuts[0]] if cuts else where), ""
+
+
+def _from_index(files: _Files, tag: str, name: str, platform: Platform, store: Store) -> BaseImage:
+    """The image of an OCI layout."""
+    found = _pick(files, tag, platform)
+    manifest = Manifest.from_json(parse_json(_read(files, _blob(found.digest), found), f"{files.title}: the manifest"))
+    config = ImageConfig.from_json(
+        parse_json(_read(files, _blob(manifest.config.digest), manifest.config), f"{files.title}: the image config")
+    )
+    if len(config.diff_ids) != len(manifest.layers):
+        raise CorruptError(
+            f"{files.title}: the manifest has {len(manifest.layers)} layers and the config {len(config.diff_ids)}"
+        )
+    layers = []
+    for diff_id, descriptor in zip(config.diff_ids, manifest.layers, strict=True):
+        _take(files, _blob(descriptor.digest), descriptor, store)
+        layers.append(Layer(diff_id, replace(descriptor, media_type=_oci_type(descriptor.media_type))))
+    return BaseImage(config, tuple(layers), found.digest, name)
+
+
+def _oci_type(media_type: str) -> str:
+    """Docker's names for layers, which mean the same bytes, in the words of the OCI spec."""
+    if media_type.startswith("application/vnd.docker.image.rootfs."):
+        if media_type.endswith(".gzip"):
+            return LAYER_GZIP
+        return LAYER_ZSTD if media_type.endswith(".zstd") else LAYER
+    return media_type.replace(".layer.nondistributable.v1.", ".layer.v1.")
+
+
+def _pick(files: _Files, tag: str, platform: Platform) -> Descriptor:
+    """The manifest of an index that `tag` names, for `platform`; nested indexes are followed."""
+    index = Index.from_json(parse_json(_read(files, "index.json"), f"{files.title}/index.json"))
+    candidates = _tagged(files.title, index.manifests, tag)
+    for _ in range(_MAX_INDEXES):
+        found = _for_platform(files.title, candidates, platform)
+        if found.media_type not in (INDEX, DOCKER_INDEX):
+            return found
+        data = _read(files, _blob(found.digest), found)
+        candidates = list(Index.from_json(parse_json(data, f"{files.title}: an index")).manifests)
+    raise CorruptError(f"{files.title}: indexes nest too deep")
+
+
+def _tagged(title: str, manifests: Sequence[Descriptor], tag: str) -> list[Descriptor]:
+    """Those that `tag` names: a digest, a full or a short name, or a tag alone. Without one: all, or `latest`."""
+    if tag.startswith("sha256:"):
+        return [_only(title, manifests, digest(tag))]
+    names = {manifest: _names(manifest) for manifest in manifests}
+    if not tag:
+        distinct = {tuple(sorted(found)) for found in names.values()}
+        if len(distinct) <= 1:
+            return list(manifests)
+        tag = "latest"
+    chosen = [manifest for manifest, found in names.items() if tag in found]
+    if not chosen:
+        known = sorted({name for manifest in manifests for name in _names(manifest)[:1]})
+        raise BuildError(
+            f"{title} has no image {tag!r}", hint=f"it has {', '.join(known)}" if known else "its images have no names"
+        )
+    return chosen
+
+
+def _only(title: str, manifests: Sequence[Descriptor], wanted: Digest) -> Descriptor:
+    for manifest in manifests:
+        if manifest.digest == wanted:
+            return manifest
+    raise BuildError(f"{title} has no image {wanted}")
+
+
+def _names(manifest: Descriptor) -> tuple[str, ...]:
+    """Every spelling that names a manifest, the one written in the index first."""
+    found: list[str] = []
+    notes = dict(manifest.annotations)
+    for text in (notes.get(REF_NAME, ""), notes.get(_CONTAINERD_NAME, "")):
+        if text:
+            found.append(text)
+            try:
+                reference = Reference.parse(text)
+            except StoreError:
+                continue
+            if ":" in text.rpartition("/")[2]:
+                found += [reference.full, reference.familiar, reference.tag]
+    return tuple(dict.fromkeys(found))
+
+
+def _for_platform(title: str, manifests: Sequence[Descriptor], platform: Platform) -> Descriptor:
+    # BuildKit's attestations stand in the index beside the images, for a platform that no machine has.
+    images = [found for found in manifests if found.platform is None or found.platform.os != "unknown"]
+    if not images:
+        raise BuildError(f"{title} holds no image")
+    wanted = _normal(platform)
+    for same in (lambda has: has == wanted, lambda has: replace(has, variant="") == replace(wanted, variant="")):
+        for found in images:
+            if found.platform is not None and same(_normal(found.platform)):
+                return found
+    unsaid = [found for found in images if found.platform is None]
+    if unsaid:
+        return unsaid[0]
+    has = ", ".join(str(found.platform) for found in images)
+    raise BuildError(f"{title} has no image for {platform}", hint=f"it has {has}; choose with --platform")
+
+
+def _normal(platform: Platform) -> Platform:
+    """The platform with a variant that goes without saying left out."""
+    implied = {"arm64": "v8", "amd64": "v1", "arm": "v7"}
+    if platform.variant and implied.get(platform.architecture) == platform.variant:
+        return replace(platform, variant="")
+    return platform
+
+
+def _take(files: _Files, name: str, expected: Descriptor, store: Store) -> None:
+    """Copy a blob into the store unless it is there, checking it on the way."""
+    if store.has(expected.digest):
+        return
+    try:
+        stream = files.open(name)
+    except FileNotFoundError:
+        raise CorruptError(f"{files.title} has no {name}", "copy or make it again") from None
+    with stream, store.writer() as writer:
+        size = 0
+        # One byte too many is enough to know; a huge file in the place of a small one is not copied first.
+        while size <= expected.size and (chunk := stream.read(_CHUNK)):
+            writer.write(chunk)
+            size += len(chunk)
+        if size != expected.size:
+            raise CorruptError(
+                f"{files.title}: {name} has {'more than ' * (size > expected.size)}"
+                f"{min(size, expected.size)} bytes instead of {expected.size}",
+                "copy or make it again",
+            )
+        try:
+            writer.commit(expected.digest)
+        except CorruptError:
+            raise CorruptError(f"{files.title}: {name} is not what its digest says", "copy or make it again") from None
+
+
+def _from_archive(where: str, name: str, platform: Platform, store: Store) -> BaseImage:
+    """An image of a `docker save` archive or a tar of an OCI layout, compressed or not.
+
+    What was found is remembered by the file's inode, size and times, so that the next build need not read it.
+    """
+    path, tag = _split_archive(where)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise BuildError(f"can not read the archive {path}: {error.strerror}") from None
+    index = StepIndex(store.database)
+    seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    wanted = key([("archive", " ".join(map(str, seen))), ("tag", tag), ("platform", str(platform))])
+    if (text := index.memo("archive", wanted)) and (image := _recall(text, name, store)):
+        return image
+    with _plain_archive(path, store) as files:
+        image = _read_archive(files, tag, name, platform, store)
+    index.memoise("archive", wanted, _remember(image))
+    return image
+
+
+def _split_archive(where: str) -> tuple[Path, str]:
+    if Path(where).exists() or ":" not in where:
+        return Path(where), ""
+    for at in (at for at, letter in enumerate(where) if letter == ":"):
+        if Path(where[:at]).is_file():
+            return Path(where[:at]), where[at + 1 :]
+    return Path(where), ""
+
+
+def _remember(image: BaseImage) -> str:
+    return canonical(
+        {
+            "config": image.config.to_json(),
+            "digest": image.digest,
+            "layers": [[layer.diff_id, layer.descriptor.to_json()] for layer in image.layers],
+        }
+    ).decode("utf-8", "surrogateescape")
+
+
+def _recall(text: str, name: str, store: Store) -> BaseImage | None:
+    """What `_remember` wrote, while the store still has the layers."""
+    found = json.loads(text)
+    layers = tuple(
+        Layer(digest(diff_id), Descriptor.from_json(descriptor)) for diff_id, descriptor in found["layers"]
+    )
+    if not all(store.has(layer.descriptor.digest) for layer in layers):
+        return None
+    return BaseImage(ImageConfig.from_json(found["config"]), layers, digest(found["digest"]), name)
+
+
+@contextlib.contextmanager
+def _plain_archive(path: Path, store: Store) -> Iterator[_Archive]:
+    """The archive as a plain tar file: unpacked into the store's tmp when it is compressed."""
+    from cache import layers
+
+    with path.open("rb") as stream:
+        if not layers.compressed(stream):
+            yield _Archive(path)
+            return
+        import tempfile
+
+        with layers.decompressed(stream) as plain, tempfile.NamedTemporaryFile(dir=store.root / "tmp") as copy:
+            while chunk := plain.read(_CHUNK):
+                copy.write(chunk)
+            copy.flush()
+            yield _Archive(Path(copy.name))
+
+
+def _read_archive(files: _Archive, tag: str, name: str, platform: Platform, store: Store) -> BaseImage:
+    try:
+        files.open("index.json").close()
+    except FileNotFoundError:
+        return _from_docker(files, tag, name, store)
+    return _from_index(files, tag, name, platform, store)
+
+
+def _from_docker(files: _Archive, tag: str, name: str, store: Store) -> BaseImage:
+    """The image of an archive that has only docker's manifest.json.
+
+    Its layers have no digests of their own; what is not compressed is checked against its diff id.
+    """
+    try:
+        table = parse_json(_read(files, "manifest.json"), f"{files.title}: manifest.json")
+    except CorruptError:
+        raise CorruptError(
+            f"{files.title} holds no image: it has neither index.json nor manifest.json",
+            "a root file system is brought in with `pybuild import`",
+        ) from None
+    chosen = _docker_image(files.title, table, tag)
+    try:
+        config_name, layer_names = str(chosen["Config"]), [str(layer) for layer in chosen["Layers"] or ()]
+    except (KeyError, TypeError):
+        raise CorruptError(f"{files.title}: manifest.json does not name a config and layers") from None
+    data = _read(files, config_name)
+    config = ImageConfig.from_json(parse_json(data, f"{files.title}: {config_name}"))
+    if len(config.diff_ids) != len(layer_names):
+        raise CorruptError(
+            f"{files.title}: manifest.json has {len(layer_names)} layers and the config {len(config.diff_ids)}"
+        )
+    layers = [
+        Layer(diff_id, _take_unnamed(files, layer_name, diff_id, store))
+        for diff_id, layer_name in zip(config.diff_ids, layer_names, strict=True)
+    ]
+    return BaseImage(config, tuple(layers), digest_of(data), name)
+
+
+def _docker_image(title: str, table: object, tag: str) -> Mapping[str, Any]:
+    images = [image for image in table if isinstance(image, dict)] if isinstance(table, list) else []
+    if not images:
+        raise CorruptError(f"{title}: manifest.json names no image")
+    if not tag:
+        return images[0]
+    known = [name for image in images for name in image.get("RepoTags") or ()]
+    wanted = {tag, _plain(tag), Reference.parse(tag).familiar} if "/" in tag or ":" in tag else {tag}
+    for image in images:
+        for repo_tag in image.get("RepoTags") or ():
+            if wanted & {repo_tag, _plain(repo_tag), repo_tag.rpartition(":")[2]}:
+                return image
+    raise BuildError(f"{title} has no image {tag!r}", hint=f"it has {', '.join(known)}" if known else "")
+
+
+_MAGIC = ((b"\x1f\x8b", LAYER_GZIP), (b"\x28\xb5\x2f\xfd", LAYER_ZSTD))
+
+
+def _take_unnamed(files: _Archive, name: str, diff_id: Digest, store: Store) -> Descriptor:
+    """Copy a layer of which only the diff id is known into the store."""
+    try:
+        stream = files.open(name)
+    except FileNotFoundError:
+        raise CorruptError(f"{files.title} has no {name}", "copy or make it again") from None
+    with stream, store.writer() as writer:
+        chunk = stream.read(_CHUNK)
+        media_type = next((kind for magic, kind in _MAGIC if chunk.startswith(magic)), LAYER)
+        while chunk:
+            writer.write(chunk)
+            chunk = stream.read(_CHUNK)
+        try:
+            found, size = writer.commit(diff_id if media_type == LAYER else None)
+        except CorruptError:
+            raise CorruptError(f"{files.title}: {name} is not what its diff id says", "copy or make it again") from None
+    return Descriptor(media_type, found, size)
+
+
+# ---------------------------------------------------------------- made here
+
+
+def _empty(platform: Platform, *, layer: Layer, how: str, created: str = "") -> ImageConfig:
+    """The config of an image of one layer, with docker's defaults for one that has no config of its own."""
+    return ImageConfig(
+        platform=platform,
+        config=RuntimeConfig(env=(f"PATH={PATH}",), working_dir="/"),
+        diff_ids=(layer.diff_id,),
+        history=(History(created_by=how, created=created),),
+        created=created,
+    )
+
+
+def _from_host(options: str, name: str, store: Store) -> BaseImage:
+    from builder import host
+
+    if options:
+        raise UnsupportedError(f"host:{options} is not known", hint="host: takes nothing after the colon")
+    layer, newest = host.layer(store)
+    config = _empty(host_platform(), layer=layer, how="shell and core utilities of the host", created=rfc3339(newest))
+    config = replace(config, config=replace(config.config, cmd=("/bin/sh",)))
+    return BaseImage(config, (layer,), digest_of(canonical(config.to_json())), name)
+
+
+def _from_directory(where: str, name: str, platform: Platform, store: Store) -> BaseImage:
+    """A directory's files, less what its .dockerignore leaves out, owned by root: BuildKit's local context as a base."""
+    from builder.context import Directory
+    from cache import layers
+    from cache.digests import Digests
+    from grammar.ignore import Ignore
+
+    folder = Path(where)
+    if not folder.is_dir():
+        raise BuildError(f"build context {name}: there is no directory {where}")
+    rules = folder / ".dockerignore"
+    ignore = Ignore.parse(rules.read_text("utf-8", "surrogateescape"), str(rules)) if rules.is_file() else None
+    files = Directory(folder, ignore, Digests(store.database))
+    entries = list(_walk(files, b""))
+    index = StepIndex(store.database)
+    wanted = key([("directory", "1"), *((_show(entry), _facts(entry, files)) for entry in entries)])
+    text = index.memo("directory", wanted)
+    image = _recall(text, name, store) if text else None
+    if image is None:
+        layer = layers.write(entries, store).layer
+        config = _empty(platform, layer=layer, how=f"files of the build context {name}")
+        image = BaseImage(config, (layer,), digest_of(canonical(config.to_json())), name)
+        index.memoise("directory", wanted, _remember(image))
+    return image
+
+
+def _walk(files: Files, path: bytes) -> Iterator[Entry]:
+    for entry in files.children(path):
+        yield entry
+        if entry.kind is Kind.DIRECTORY:
+            yield from _walk(files, entry.path)
+
+
+def _show(entry: Entry) -> str:
+    return entry.path.decode("utf-8", "surrogateescape")
+
+
+def _facts(entry: Entry, files: Files) -> str:
+    """All that counts of an entry but its time."""
+    content = files.digest(entry) if entry.kind is Kind.FILE else ""
+    xattrs = [(name, value.hex()) for name, value in entry.xattrs]
+    return f"{entry.kind.value} {entry.mode:o} {entry.uid}:{entry.gid} {content} {entry.target!r} {entry.device} {xattrs}"
+
+
+# ---------------------------------------------------------------- import
+
+
+def import_rootfs(
+    source: BinaryIO,
+    name: str,
+    store: Store,
+    *,
+    changes: Sequence[str] = (),
+    message: str = "",
+    platform: Platform | None = None,
+) -> Image:
+    """Make an image of one layer of a root file system's tar, compressed or not, and give it `name`.
+
+    changes: lines of a Dockerfile, such as `CMD ["sh"]`, that set the config, as for `docker import`; without them it is
+    empty. message: the history's comment. The image's date is that of its newest file, so that the same tar gives the
+    same image. An empty `name` gives none. StoreError when it is no tar, with nothing left of it.
+    """
+    from cache import layers
+
+    reference = Reference.parse(name) if name else None
+    written = layers.import_tar(source, store)
+    newest = max((entry.mtime_ns for entry in written.entries), default=0)
+    created = rfc3339(max(newest, 0) // 1_000_000_000)
+    state = _changed(changes, platform or host_platform())
+    config = ImageConfig(
+        platform=state.platform,
+        config=state.config,
+        diff_ids=(written.layer.diff_id,),
+        history=(History(created_by="pybuild import", created=created, comment=message),),
+        created=created,
+        author=state.author,
+    )
+    image = store.put_image(config, (written.layer,))
+    if reference is not None:
+        store.tag(reference, image.id)
+        image = store.image(image.id)
+    return image

@@ -1,0 +1,330 @@
+"""Where a finished image goes besides the store: archives, layouts, a directory, a tar of its files.
+
+Whatever is written stands complete or not at all: it is made under another name beside its place and renamed. Equal
+images give equal bytes; no time of writing is in them.
+
+    type=oci,dest=FILE|-            a tar of an OCI image layout; tar=false: the layout as a folder
+    type=docker,dest=FILE|-         what `docker load` and `podman load` read; a layout too, as docker writes since 25
+    type=tar,dest=FILE|-            the image's files, layers put together
+    type=local,dest=DIR             the same as files in a directory
+    type=cacheonly                  nothing
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from builder.errors import BuildError, UnsupportedError
+from builder.events import ExportFinished, ExportStarted, Reporter
+from cache.errors import CorruptError, StoreError
+from cache.oci import INDEX, MANIFEST, REF_NAME, Descriptor, Manifest, canonical, parse_json
+from cache.reference import Reference
+
+if TYPE_CHECKING:
+    from builder.model import ImageResult, OutputSpec
+    from cache.store import Store
+
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_CONTAINERD_NAME = "io.containerd.image.name"
+_CHUNK = 1 << 20
+_STDOUT = 1
+
+_ATTRIBUTES = {
+    "oci": {"name", "tar"},
+    "docker": {"name", "tar"},
+    "tar": {"platform-split"},
+    "local": {"platform-split", "mode"},
+    "cacheonly": set[str](),
+}
+
+
+def export(image: ImageResult, spec: OutputSpec, names: Sequence[str], store: Store, report: Reporter) -> None:
+    """Write `image` as `spec` says. names: full references, which archives and layouts carry.
+
+    Repeating it writes the same again. BuildError when the place can not be written or is a terminal; UnsupportedError
+    for a type or an attribute that is not known; CorruptError when the store is damaged. After an error the place is as
+    it was, but that a directory may have got some of the files (see `type=local`).
+    """
+    check(spec)
+    attributes = dict(spec.attributes)
+    if spec.type == "cacheonly":
+        return
+    names = (*names, *(Reference.parse(name).full for name in attributes.get("name", "").split(",") if name))
+    names = tuple(dict.fromkeys(names))
+    where = spec.dest or "-"
+    what = f"{_TITLES[spec.type]} {'to standard output' if where == '-' else where}"
+    report(ExportStarted(what))
+    started = time.monotonic()
+    try:
+        size = _write(image, spec.type, where, names, store, folder=not _flag(attributes.get("tar", "true"), "tar"))
+    except OSError as error:
+        raise BuildError(f"can not write {where}: {error.strerror or error}") from error
+    report(ExportFinished(what, time.monotonic() - started, size))
+
+
+_TITLES = {"oci": "oci archive", "docker": "docker archive", "tar": "file system tar", "local": "files"}
+
+
+def check(spec: OutputSpec) -> None:
+    """Say before a build what of `spec` can not be done after it. BuildError, UnsupportedError."""
+    known = _ATTRIBUTES.get(spec.type)
+    if known is None:
+        hint = f"this version writes {', '.join(_ATTRIBUTES)}"
+        if spec.type in {"image", "registry"}:
+            hint = "a build always keeps its image in the store; " + hint
+        raise UnsupportedError(f"output type {spec.type!r} is not known", hint=hint)
+    attributes = dict(spec.attributes)
+    for name in attributes:
+        if name not in known:
+            raise UnsupportedError(
+                f"output type={spec.type}: the attribute {name!r} is not known",
+                hint=f"it takes {', '.join(['dest', *sorted(known)])}",
+            )
+    if attributes.get("mode", "copy") != "copy":
+        raise UnsupportedError(f"output type=local: mode={attributes['mode']} is not supported", hint="mode=copy is")
+    if _flag(attributes.get("platform-split", "false"), "platform-split"):
+        raise UnsupportedError(
+            f"output type={spec.type}: platform-split is not supported", hint="a build makes one platform"
+        )
+    folder = not _flag(attributes.get("tar", "true"), "tar")
+    if spec.type == "local" and spec.dest in {"", "-"}:
+        raise BuildError("output type=local needs a directory", hint="-o type=local,dest=DIR")
+    if spec.type == "docker" and not spec.dest:
+        raise UnsupportedError(
+            "output type=docker without dest would load into a docker daemon, which pybuild does not talk to",
+            hint="-o type=docker,dest=- | docker load",
+        )
+    if folder and spec.dest in {"", "-"}:
+        raise BuildError(f"output type={spec.type},tar=false needs a directory", hint="add dest=DIR")
+    if spec.type in {"oci", "docker", "tar"} and not folder:
+        if spec.dest in {"", "-"}:
+            if os.isatty(_STDOUT):
+                raise BuildError(
+                    f"output type={spec.type}: refusing to write an archive to a terminal",
+                    hint="add dest=FILE, or redirect standard output",
+                )
+        elif Path(spec.dest).is_dir():
+            raise BuildError(f"output type={spec.type}: {spec.dest} is a directory", hint="dest names the file to write")
+    elif Path(spec.dest).exists() and not Path(spec.dest).is_dir():
+        raise BuildError(f"output type={spec.type}: {spec.dest} is not a directory")
+
+
+def _flag(text: str, name: str) -> bool:
+    if text.lower() in {"true", "1", ""}:
+        return True
+    if text.lower() in {"false", "0"}:
+        return False
+    raise BuildError(f"output: {name}={text} is neither true nor false")
+
+
+def _write(image: ImageResult, kind: str, where: str, names: Sequence[str], store: Store, *, folder: bool) -> int:
+    if kind == "local":
+        from builder import flatten
+
+        return flatten.to_directory(image, Path(where), store)
+    if kind == "tar":
+        from builder import flatten
+
+        with _sink(where) as out:
+            return flatten.to_tar(image, out, store)
+    members = _members(image, names, store, docker=kind == "docker")
+    if folder:
+        return _to_folder(members, Path(where))
+    with _sink(where) as out:
+        return _to_tar(members, out)
+
+
+# ---------------------------------------------------------------- layouts and their archives
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One file of a layout: `data`, or the store's blob."""
+
+    name: str
+    size: int
+    data: bytes | None = None
+    open: Callable[[], BinaryIO] | None = None
+
+
+def _members(image: ImageResult, names: Sequence[str], store: Store, *, docker: bool) -> Iterator[_Member]:
+    """The files of the layout, the small ones that say what the others are first."""
+    manifest = Manifest.from_json(parse_json(store.read_blob(image.manifest), "the image's manifest"))
+    yield _made("oci-layout", _LAYOUT)
+    yield _made("index.json", _index(image.manifest, names))
+    if docker:
+        yield _made("manifest.json", _docker_manifest(manifest, names))
+    blobs = (image.manifest, manifest.config, *manifest.layers)
+    for blob in dict.fromkeys((blob.digest, blob.size) for blob in blobs):
+        digest, size = blob
+        yield _Member(_path(digest), size, open=lambda digest=digest: store.open_blob(digest))  # type: ignore[misc]
+
+
+def _made(name: str, data: bytes) -> _Member:
+    return _Member(name, len(data), data)
+
+
+def _path(digest: str) -> str:
+    return "blobs/" + digest.replace(":", "/")
+
+
+def _index(manifest: Descriptor, names: Sequence[str]) -> bytes:
+    """index.json, in which containerd, docker, skopeo and buildah each find the names where they look for them."""
+    plain = Descriptor(MANIFEST, manifest.digest, manifest.size, platform=manifest.platform)
+    entries = []
+    for name in names or ("",):
+        document = plain.to_json()
+        if name:
+            document["annotations"] = {_CONTAINERD_NAME: name, REF_NAME: Reference.parse(name).tag or "latest"}
+        entries.append(document)
+    return canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+
+
+def _docker_manifest(manifest: Manifest, names: Sequence[str]) -> bytes:
+    """manifest.json of `docker save`; https://github.com/moby/docker-image-spec/blob/main/spec.md."""
+    return canonical(
+        [
+            {
+                "Config": _path(manifest.config.digest),
+                "RepoTags": [Reference.parse(name).familiar for name in names] or None,
+                "Layers": [_path(layer.digest) for layer in manifest.layers],
+            }
+        ]
+    )
+
+
+def _to_tar(members: Iterator[_Member], out: BinaryIO) -> int:
+    import tarfile
+
+    total = 0
+    made: set[str] = set()
+    for member in members:
+        for folder in _parents(member.name):
+            if folder not in made:
+                made.add(folder)
+                info = tarfile.TarInfo(folder + "/")
+                info.type, info.mode = tarfile.DIRTYPE, 0o755
+                out.write(info.tobuf(tarfile.USTAR_FORMAT))
+                total += 512
+        info = tarfile.TarInfo(member.name)
+        info.size, info.mode = member.size, 0o644
+        # Only GNU's and PAX's headers can say sizes above 8 GiB; docker, skopeo and umoci read both.
+        out.write(info.tobuf(tarfile.USTAR_FORMAT if member.size < 1 << 33 else tarfile.GNU_FORMAT))
+        _copy(member, out)
+        padding = -member.size % 512
+        out.write(bytes(padding))
+        total += 512 + member.size + padding
+    out.write(bytes(1024))
+    return total + 1024
+
+
+def _parents(name: str) -> Iterator[str]:
+    parts = name.split("/")[:-1]
+    yield from ("/".join(parts[: depth + 1]) for depth in range(len(parts)))
+
+
+def _copy(member: _Member, out: BinaryIO) -> None:
+    if member.open is None:
+        assert member.data is not None
+        out.write(member.data)
+        return
+    left = member.size
+    with member.open() as stream:
+        while chunk := stream.read(min(_CHUNK, left)):
+            out.write(chunk)
+            left -= len(chunk)
+    if left:
+        raise CorruptError(f"{member.name} in the store is shorter than its manifest says")
+
+
+def _to_folder(members: Iterator[_Member], folder: Path) -> int:
+    """Put the layout into `folder`; one that is there already keeps its other images.
+
+    Blobs come first and `index.json` last, each by a rename: a reader never sees a name without its blobs.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "oci-layout").is_file():
+        raise BuildError(f"{folder} is not empty and no OCI layout", hint="choose an empty or a new directory")
+    total = 0
+    last: list[_Member] = []
+    for member in members:
+        total += member.size
+        if "/" not in member.name:
+            last.append(member)
+            continue
+        place = folder / member.name
+        if not place.is_file() or place.stat().st_size != member.size:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with _renamed(place) as out:
+                _copy(member, out)
+    for member in last:
+        data = cast("bytes", member.data)
+        if member.name == "index.json" and (folder / member.name).is_file():
+            data = _merged((folder / member.name).read_bytes(), data, str(folder))
+        with _renamed(folder / member.name) as out:
+            out.write(data)
+    return total
+
+
+def _merged(old: bytes, new: bytes, title: str) -> bytes:
+    """The index `old` with the images of `new` in it, each in the place of an older one of its name."""
+    before, after = parse_json(old, f"{title}/index.json"), parse_json(new, "index.json")
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        raise CorruptError(f"{title}/index.json is not an index")
+    added = after["manifests"]
+    names = {_name_of(image) for image in added} - {""}
+    digests = {image["digest"] for image in added}
+    kept = [
+        image
+        for image in before.get("manifests") or ()
+        if _name_of(image) not in names and not (image.get("digest") in digests and not _name_of(image))
+    ]
+    return canonical({**before, "manifests": [*kept, *added]})
+
+
+def _name_of(image: Mapping[str, object]) -> str:
+    notes = image.get("annotations")
+    if not isinstance(notes, dict):
+        return ""
+    return str(notes.get(_CONTAINERD_NAME) or notes.get(REF_NAME) or "")
+
+
+# ---------------------------------------------------------------- places
+
+
+@contextmanager
+def _sink(where: str) -> Iterator[BinaryIO]:
+    """A stream to a new file that takes its place at the end, or to standard output, a pipe or a device as it is."""
+    if where == "-":
+        with os.fdopen(os.dup(_STDOUT), "wb") as out:
+            yield out
+        return
+    path = Path(where)
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            with path.open("wb") as out:
+                yield out
+            return
+    with _renamed(Path(os.path.realpath(path))) as out:
+        yield out
+
+
+@contextmanager
+def _renamed(place: Path) -> Iterator[BinaryIO]:
+    """A file beside `place` that takes its name when the block ends well, and is gone when it does not."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name[:200]}.{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        with temporary.open("xb", buffering=_CHUNK) as out:
+            yield out
+        temporary.replace(place)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
