@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    Connection = sqlite3.Connection
+
 # One script for each version of the schema; a store of version n is brought up to date by the scripts after the nth.
 _MIGRATIONS = (
     """
@@ -44,7 +46,7 @@ _MIGRATIONS = (
     -- A layer at its place: on top of the chain that `chain` ends.
     CREATE TABLE layers (
         number INTEGER PRIMARY KEY, chain TEXT NOT NULL, diff_id TEXT NOT NULL,
-        digest TEXT NOT NULL, size INTEGER NOT NULL, media_type TEXT NOT NULL
+        digest TEXT NOT NULL, size INTEGER NOT NULL
     );
     CREATE UNIQUE INDEX layers_place ON layers (chain, digest);
     CREATE INDEX layers_digest ON layers (digest);
@@ -90,7 +92,7 @@ class Database:
         self._inherited: sqlite3.Connection | None = None
         self._owner = 0
         self._depth = 0
-        self._after: list[Callable[[], None]] = []
+        self._after: list[Callable[[], object]] = []
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -125,7 +127,7 @@ class Database:
             for action in actions:
                 action()
 
-    def after_commit(self, action: Callable[[], None]) -> None:
+    def after_commit(self, action: Callable[[], object]) -> None:
         """Call `action` once when the running transaction has been committed, or at once when there is none."""
         with self._lock:
             if not self._depth:
@@ -142,6 +144,10 @@ class Database:
                 return self._open().execute(sql, parameters).fetchall()
             except sqlite3.Error as error:
                 raise self._translated(error) from error
+
+    def compact(self) -> None:
+        """Give the pages that deleted rows have left back to the file system."""
+        self.query("PRAGMA incremental_vacuum")
 
     def close(self) -> None:
         """Close the file; a later use opens it again."""

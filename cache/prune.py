@@ -1,0 +1,427 @@
+"""What is alive, and taking off the disk what is not.
+
+An image is alive while it has a name, is dangling but not yet pruned, or while another one needs it. A blob is alive
+while an image or a record of the instruction cache names it; a snapshot and a listing while a layer of theirs is.
+
+Removal goes in two steps. A transaction deletes the rows and writes the paths that nothing names any more into the
+table `doomed`; after it, and after `index.json`, `sweep` takes them off the disk. A kill between the two loses nothing:
+the next sweep goes on. A running build holds a lease: it may have found a blob, a record or a snapshot that another
+process dooms a moment later, so what was doomed after a lease began stays until that lease ends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from cache.errors import InUseError
+from cache.reference import familiar_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cache.database import Connection
+    from cache.store import Store
+
+_GRACE = 60.0
+"""Seconds for which a file that nothing names yet is taken for one whose writer, holding no lease, is about to."""
+
+_UNASKED_DAYS = 30
+"""Days after which the stat cache of a context folder that no build has asked for is dropped."""
+
+_OLD_DIRECTORY = 3600.0
+"""Seconds after which a directory in `tmp/` is taken for a dead process's: no lock says whether it is."""
+
+_TRASH = "trash-"
+"""How names of `tmp/` begin that anyone may remove at any time."""
+
+_HEX = re.compile("[0-9a-f]{24}|[0-9a-f]{64}")
+
+_DEPTH = 200
+"""Directories below this depth are moved up before they are removed: open files and the stack are limited."""
+
+_BELOW = """
+    WITH RECURSIVE below (number) AS (
+        VALUES (?)
+        UNION SELECT images.number FROM images JOIN below ON images.parent = below.number
+        UNION SELECT needs.image FROM needs JOIN below ON needs.needed = below.number
+    )
+"""
+"""An image and all that are built on it or copied from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a prune did. deleted: lines as `Store.remove` gives them. bytes: taken off the disk."""
+
+    deleted: tuple[str, ...]
+    bytes: int
+
+
+class Lease:
+    """A context manager: a file in `leases/`, locked for as long as the build runs.
+
+    The kernel drops the lock of a process that dies, so a lease never outlives its holder; the file of such a one is
+    removed by whoever meets it. The end of a lease sweeps what had waited for it.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._path = ""
+        self._file = -1
+
+    def __enter__(self) -> Self:
+        import fcntl
+
+        while True:
+            path = os.path.join(self._store.root, "leases", f"{os.getpid()}-{os.urandom(4).hex()}")
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Between open and flock another process may have taken the file for a dead one's.
+            if os.fstat(file).st_nlink:
+                now = time.time_ns()
+                os.utime(file, ns=(now, now))
+                self._path, self._file = path, file
+                return self
+            os.close(file)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+        os.close(self._file)
+        sweep(self._store)
+
+
+def oldest_lease(store: Store) -> float | None:
+    """When the oldest of the running builds began, in seconds since 1970; None when there is none."""
+    import fcntl
+
+    oldest: float | None = None
+    for entry in os.scandir(os.path.join(store.root, "leases")):
+        with suppress(FileNotFoundError):
+            file = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                os.unlink(entry.path)
+            except BlockingIOError:
+                began = os.fstat(file).st_mtime
+                oldest = began if oldest is None else min(oldest, began)
+            finally:
+                os.close(file)
+    return oldest
+
+
+def remove(store: Store, name_or_id: str, *, force: bool) -> list[str]:
+    """See `Store.remove`."""
+    with store.database.transaction() as connection:
+        number, given = store.find(name_or_id)
+        names = [
+            name for (name,) in connection.execute("SELECT name FROM names WHERE image = ? ORDER BY name", (number,))
+        ]
+        users = _users(connection, number)
+        if given:
+            taken = [given]
+        else:
+            taken = names
+            short = name_or_id.removeprefix("sha256:")[:12]
+            if users:
+                raise InUseError(
+                    f"the image {short} can not be removed: other images are built on it",
+                    "remove first " + _some(users),
+                )
+            if len(names) > 1 and not force:
+                several = ", ".join(map(familiar_name, names))
+                raise InUseError(f"the image {short} has several names: {several}", "remove the names, or use --force")
+        connection.executemany("DELETE FROM names WHERE name = ?", [(name,) for name in taken])
+        lines = [f"Untagged: {familiar_name(name)}" for name in taken]
+        if len(taken) == len(names):
+            if users:
+                connection.execute("UPDATE images SET intermediate = 1 WHERE number = ?", (number,))
+            else:
+                lines += _delete(connection, number)
+        store.list_changed(connection)
+        store.database.after_commit(lambda: sweep(store))
+    return lines
+
+
+def prune(store: Store, *, every: bool) -> Pruned:
+    """See `Store.prune`."""
+    lines: list[str] = []
+    store.ready()
+    with store.database.transaction() as connection:
+        if every:
+            names = [name for (name,) in connection.execute("SELECT name FROM names ORDER BY name")]
+            lines += [f"Untagged: {familiar_name(name)}" for name in names]
+            connection.execute("DELETE FROM names")
+        dangling = [
+            number
+            for (number,) in connection.execute(
+                "SELECT number FROM images WHERE intermediate = 0 AND number NOT IN (SELECT image FROM names) "
+                "ORDER BY number DESC"
+            )
+        ]
+        # A dangling image may be built on another one: as long as one goes, look again at the rest.
+        while gone := [number for number in dangling if not _users(connection, number)]:
+            for number in gone:
+                lines += _delete(connection, number)
+            dangling = [number for number in dangling if number not in gone]
+        # What is left carries images that stay; it becomes what it is, one of their intermediates.
+        connection.executemany("UPDATE images SET intermediate = 1 WHERE number = ?", [(n,) for n in dangling])
+        if every:
+            for (number,) in connection.execute("SELECT number FROM images ORDER BY number DESC").fetchall():
+                lines += _delete(connection, number)
+        if lines or dangling:
+            store.list_changed(connection)
+        _doom(connection, _orphans(store, connection))
+        _forget_contexts(connection)
+    freed = sweep(store)
+    store.database.compact()
+    return Pruned(tuple(lines), freed)
+
+
+def free(connection: Connection, layers: Iterable[int], blobs: Iterable[str]) -> None:
+    """Inside a transaction: doom those of these layers (numbers) and other blobs (digests) that no image has any more.
+
+    The records of the instruction cache that lead to such a layer go with it.
+    """
+    paths = [_blob(digest) for digest in blobs]
+    for layer in layers:
+        row = connection.execute(
+            "SELECT chain, diff_id, digest FROM layers WHERE number = ?1 "
+            "AND NOT EXISTS (SELECT 1 FROM image_layers WHERE layer = ?1)",
+            (layer,),
+        ).fetchone()
+        if row is None:
+            continue
+        chain, diff_id, digest = row
+        connection.execute("DELETE FROM layers WHERE number = ?", (layer,))
+        if not connection.execute("SELECT 1 FROM layers WHERE digest = ?", (digest,)).fetchone():
+            connection.execute("DELETE FROM records WHERE digest = ?", (digest,))
+        paths += [_blob(digest), _snapshot(chain), _listing(diff_id)]
+    _doom(connection, [path for path in paths if not _needed(connection, path)])
+
+
+def sweep(store: Store) -> int:
+    """Take off the disk what is doomed, unless it has been named again or a running build may rely on it.
+
+    The number of bytes freed. Idempotent; safe beside anything that other processes do.
+    """
+    trash = [entry.path for entry in os.scandir(os.path.join(store.root, "tmp")) if entry.name.startswith(_TRASH)]
+    if store.database.query("SELECT 1 FROM doomed LIMIT 1"):
+        with store.database.transaction() as connection:
+            lease = oldest_lease(store)
+            for path, since in connection.execute("SELECT path, since FROM doomed").fetchall():
+                if lease is not None and lease <= since and not _needed(connection, path):
+                    continue
+                full = os.path.join(store.root, path)
+                status = _status(full)
+                if status is not None and not _needed(connection, path):
+                    if status.st_mtime > since:
+                        # Written once more since; its writer is about to name it.
+                        connection.execute("UPDATE doomed SET since = ? WHERE path = ?", (status.st_mtime, path))
+                        continue
+                    # The removal of a large tree takes long; the lock is held for a rename only.
+                    moved = os.path.join(store.root, "tmp", _TRASH + os.urandom(8).hex())
+                    with suppress(FileNotFoundError):
+                        os.rename(full, moved)
+                        trash.append(moved)
+                connection.execute("DELETE FROM doomed WHERE path = ?", (path,))
+    return sum(_take_away(path) for path in trash) + _clear_temporary(store)
+
+
+def _delete(connection: Connection, number: int) -> list[str]:
+    """Delete an image, all that are built on it, and the intermediates below it that nothing else needs."""
+    lines: list[str] = []
+    built_on = _BELOW + "SELECT number FROM below ORDER BY number DESC"  # noqa: S608
+    queue = [n for (n,) in connection.execute(built_on, (number,))]
+    for gone in queue:
+        row = connection.execute("SELECT id, manifest, parent FROM images WHERE number = ?", (gone,)).fetchone()
+        if row is None:
+            continue
+        image_id, manifest, parent = row
+        layers = [n for (n,) in connection.execute("SELECT layer FROM image_layers WHERE image = ?", (gone,))]
+        above = [n for (n,) in connection.execute("SELECT needed FROM needs WHERE image = ?", (gone,))]
+        connection.execute("DELETE FROM image_layers WHERE image = ?", (gone,))
+        connection.execute("DELETE FROM needs WHERE image = ?1 OR needed = ?1", (gone,))
+        connection.execute("DELETE FROM images WHERE number = ?", (gone,))
+        lines.append(f"Deleted: {image_id}")
+        free(connection, layers, (image_id, manifest))
+        queue.extend(
+            other
+            for other in (parent, *above)
+            if connection.execute(
+                "SELECT 1 FROM images WHERE number = ?1 AND intermediate = 1 "
+                "AND NOT EXISTS (SELECT 1 FROM images WHERE parent = ?1) "
+                "AND NOT EXISTS (SELECT 1 FROM needs WHERE needed = ?1)",
+                (other,),
+            ).fetchone()
+        )
+    return lines
+
+
+def _users(connection: Connection, number: int) -> list[str]:
+    """The full images that are built on this one, or copied from it: their names, or the beginnings of their ids."""
+    return [
+        familiar_name(name) if name else image_id[7:19]
+        for name, image_id in connection.execute(
+            _BELOW + "SELECT (SELECT min(name) FROM names WHERE image = i.number), i.id FROM images i "  # noqa: S608
+            "JOIN below b ON b.number = i.number WHERE i.intermediate = 0 AND i.number != ?",
+            (number, number),
+        )
+    ]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+# ---------------------------------------------------------------- paths
+
+
+def _blob(digest: str) -> str:
+    return "blobs/sha256/" + digest.removeprefix("sha256:")
+
+
+def _snapshot(chain: str) -> str:
+    return "snapshots/" + chain.removeprefix("sha256:")[:24]
+
+
+def _listing(diff_id: str) -> str:
+    return "listings/" + diff_id.removeprefix("sha256:")
+
+
+def _needed(connection: Connection, path: str) -> bool:
+    """Whether a row names what lies at this path of the store."""
+    folder, _, name = path.rpartition("/")
+    return connection.execute(_NEEDED[folder], ("sha256:" + name,)).fetchone() is not None
+
+
+_NEEDED = {
+    "blobs/sha256": """
+        SELECT 1 FROM images WHERE id = ?1 UNION ALL SELECT 1 FROM images WHERE manifest = ?1 UNION ALL
+        SELECT 1 FROM layers WHERE digest = ?1 UNION ALL SELECT 1 FROM records WHERE digest = ?1
+    """,
+    # "g" follows the last hex digit.
+    "snapshots": "SELECT 1 FROM layers WHERE chain >= ?1 AND chain < ?1 || 'g'",
+    "listings": "SELECT 1 FROM layers WHERE diff_id = ?1 UNION ALL SELECT 1 FROM records WHERE diff_id = ?1",
+}
+
+
+def _doom(connection: Connection, paths: Iterable[str]) -> None:
+    now = time.time()
+    connection.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?)", [(path, now) for path in paths])
+
+
+def _orphans(store: Store, connection: Connection) -> list[str]:
+    """What lies in the store and no row names: left by killed builds."""
+    before = time.time() - _GRACE
+    needed = {
+        path
+        for sql, of in (
+            ("SELECT id FROM images UNION SELECT manifest FROM images", _blob),
+            ("SELECT digest FROM layers UNION SELECT digest FROM records WHERE digest IS NOT NULL", _blob),
+            ("SELECT chain FROM layers", _snapshot),
+            ("SELECT diff_id FROM layers UNION SELECT diff_id FROM records WHERE diff_id IS NOT NULL", _listing),
+        )
+        for path in map(of, (digest for (digest,) in connection.execute(sql)))
+    }
+    found: list[str] = []
+    for folder in ("blobs/sha256", "snapshots", "listings"):
+        for entry in os.scandir(os.path.join(store.root, folder)):
+            path = f"{folder}/{entry.name}"
+            if _HEX.fullmatch(entry.name) and path not in needed:
+                status = _status(entry.path)
+                if status is not None and status.st_mtime < before:
+                    found.append(path)
+    return found
+
+
+def _clear_temporary(store: Store) -> int:
+    """Remove what dead processes left in `tmp/`: files that no `BlobWriter` has locked, and old directories."""
+    import fcntl
+
+    freed = 0
+    now = time.time()
+    for entry in os.scandir(os.path.join(store.root, "tmp")):
+        status = _status(entry.path)
+        if status is None or entry.name.startswith(_TRASH) or status.st_mtime > now - _GRACE:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            with suppress(OSError):
+                file = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    freed += _take_away(entry.path)
+                finally:
+                    os.close(file)
+        elif status.st_mtime < min(oldest_lease(store) or now, now - _OLD_DIRECTORY):
+            freed += _take_away(entry.path)
+    return freed
+
+
+def _forget_contexts(connection: Connection) -> None:
+    """Drop the stat cache of context folders that no build has asked for in a long time."""
+    oldest = int(time.time() / 86400) - _UNASKED_DAYS
+    connection.execute("DELETE FROM files WHERE root IN (SELECT number FROM roots WHERE used < ?)", (oldest,))
+    connection.execute("DELETE FROM roots WHERE used < ?", (oldest,))
+
+
+# ---------------------------------------------------------------- the disk
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _take_away(path: str) -> int:
+    """Remove a file or a tree that others may be removing as well; the bytes that it occupied."""
+    folder, name = os.path.split(path)
+    try:
+        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        freed = 0
+        names = [name]
+        for each in names:
+            with suppress(FileNotFoundError):
+                freed += _remove(each, top, top, names, 0)
+    finally:
+        os.close(top)
+    return freed
+
+
+def _remove(name: str, parent: int, top: int, more: list[str], depth: int) -> int:
+    """Remove `name` of the directory `parent`. What lies too deep moves to `top`, under a name that `more` gets."""
+    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode):
+        os.unlink(name, dir_fd=parent)
+        # A file with further names keeps its bytes.
+        return status.st_blocks * 512 if status.st_nlink == 1 else 0
+    if depth > _DEPTH:
+        moved = _TRASH + os.urandom(8).hex()
+        os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=top)
+        more.append(moved)
+        return 0
+    if status.st_mode & 0o700 != 0o700:
+        # An ordinary user needs all three bits to empty a directory. There is no race for the name in here, and
+        # Linux has no chmod that does not follow links before 6.6.
+        os.chmod(name, 0o700, dir_fd=parent)
+    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    freed = status.st_blocks * 512
+    try:
+        for inner in os.listdir(directory):
+            with suppress(FileNotFoundError):
+                freed += _remove(inner, directory, top, more, depth + 1)
+    finally:
+        os.close(directory)
+    os.rmdir(name, dir_fd=parent)
+    return freed
