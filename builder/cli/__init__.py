@@ -1,0 +1,183 @@
+"""Words and environment in, exit code out. The only os.environ, sys.exit and print.
+
+`main` is the program. It finds the command, reads its flags, calls it, and is the one place where an error becomes text
+and a number. A command is a module-level function `(Given, Surroundings) -> int` in a module that is imported only when
+it is called; its flags are a table of `flags`.
+
+Exit codes: 0 done; 1 the build or the command failed; 2 the command line is wrong; 3 the store, or image data given to
+it, is damaged or can not be used; 70 a fault of pybuild itself; 129, 130, 143 stopped by hanging up, Ctrl-C, SIGTERM;
+141 whoever read the output went away.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+from builder.cli.flags import Command, Given, UsageError, describe, read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from builder.cli.surroundings import Surroundings
+
+FAILED, USAGE, DAMAGED, INTERNAL, INTERRUPTED, NO_READER = 1, 2, 3, 70, 130, 141
+
+COMMANDS = {
+    "build": ("builder.cli.build", "build", "Build an image from a Dockerfile"),
+    "image ls": ("builder.cli.images", "list_images", "List images"),
+    "image inspect": ("builder.cli.images", "inspect", "Show all that is known of images, as JSON"),
+    "image history": ("builder.cli.images", "history", "Show the steps of an image"),
+    "image tag": ("builder.cli.images", "tag", "Give an image another name"),
+    "image rm": ("builder.cli.images", "remove", "Remove names, and images that have no other"),
+    "image prune": ("builder.cli.images", "prune", "Remove images that nothing needs"),
+    "import": ("builder.cli.images", "import_image", "Make an image of a root file system in a tar"),
+    "ignore": ("builder.cli.ignore", "ignore", "Say which line of .dockerignore decides about paths"),
+    "info": ("builder.cli.about", "info", "Show the store, the tier of RUN, and what this machine has"),
+    "version": ("builder.cli.about", "version", "Show the version"),
+}
+"""name: (module, function, summary). The function's Command is the module's value of the same name in capitals."""
+
+ALIASES = {
+    "images": "image ls",
+    "image list": "image ls",
+    "image remove": "image rm",
+    "image import": "import",
+    "image build": "build",
+    "rmi": "image rm",
+    "tag": "image tag",
+    "history": "image history",
+    "inspect": "image inspect",
+}
+
+CODES = """\
+Exit codes: 0 done, 1 the build or command failed, 2 wrong command line, 3 damaged or unusable store or image data,
+70 a fault of pybuild, 129/130/143 stopped by hang-up, Ctrl-C, SIGTERM, 141 the reader of the output went away."""
+
+
+def main() -> NoReturn:
+    """The program `pybuild`."""
+    sys.exit(_outermost(sys.argv[1:]))
+
+
+def _outermost(arguments: list[str]) -> int:
+    """`run` with the process's own surroundings; an output that nobody reads any more is no traceback."""
+    import os
+
+    from builder.cli.surroundings import Surroundings
+
+    around = Surroundings(os.environ, sys.stdin.buffer, sys.stdout, sys.stderr)
+    try:
+        code = run(arguments, around)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO_READER
+    return code
+
+
+def run(arguments: Sequence[str], around: Surroundings) -> int:
+    """Do one command line and return its exit code. Whatever goes wrong is told on standard error, once."""
+    from builder.cli.surroundings import DEBUG
+
+    debug = bool(around.environ.get(DEBUG))
+    try:
+        name, rest = find(list(arguments))
+        if not name:
+            around.say(overview())
+            return 0
+        module, function, _ = COMMANDS[name]
+        home = import_module(module)
+        command: Command = getattr(home, function.upper())
+        given = read(command, rest)
+        debug = debug or given.on("debug")
+        if given.on("help"):
+            around.say(describe(command, around.width()).rstrip("\n"))
+            return 0
+        act: Callable[[Given, Surroundings], int] = getattr(home, function)
+        return act(given, around)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        from builder.cli.failure import report
+
+        return report(error, around, debug=debug)
+
+
+def find(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command that a command line names, and its own words; no name means the overview.
+
+    `build` is meant where the first word is no command: `pybuild -t app .` and `pybuild .` build. --root and --debug
+    may stand before the command.
+    """
+    leading: list[str] = []
+    rest = list(arguments)
+    while rest and (rest[0] in {"--root", "--debug", "-D"} or rest[0].startswith("--root=")):
+        taken = 2 if rest[0] == "--root" else 1
+        leading += rest[:taken]
+        rest = rest[taken:]
+    if not rest or rest in (["--help"], ["-h"], ["help"], ["image", "--help"], ["image", "-h"]):
+        return "", []
+    if rest == ["--version"]:
+        return "version", []
+    if rest[0] == "help":
+        rest = [*rest[1:], "--help"]
+    for count in (2, 1):
+        name = " ".join(rest[:count])
+        name = ALIASES.get(name, name)
+        if name in COMMANDS and len(rest) >= count:
+            return name, leading + rest[count:]
+    if rest[0] == "image":
+        raise _no_such("image " + rest[1] if len(rest) > 1 else "image", "image ")
+    if len(rest) > 1 and not rest[0].startswith("-"):
+        _refuse_mistyped(rest)
+    return "build", leading + rest
+
+
+def _refuse_mistyped(words: list[str]) -> None:
+    """`pybuild iamge ls` is no build with two contexts."""
+    from grammar.suggest import nearest
+
+    known = {name.partition(" ")[0] for name in (*COMMANDS, *ALIASES)}
+    close = nearest(words[0], known) if len(words[0]) > 2 else ""
+    if close and not words[1].startswith("-"):
+        raise UsageError(f"unknown command {words[0]}", hint=f"did you mean pybuild {close}?")
+
+
+def _no_such(name: str, prefix: str) -> UsageError:
+    from grammar.suggest import nearest
+
+    known = [command for command in (*COMMANDS, *ALIASES) if command.startswith(prefix)]
+    if name == prefix.strip():
+        return UsageError(f"pybuild {name} needs a command", hint="one of: " + ", ".join(known))
+    close = nearest(name, known)
+    return UsageError(
+        f"unknown command {name}", hint=f"did you mean pybuild {close}?" if close else "one of: " + ", ".join(known)
+    )
+
+
+def overview() -> str:
+    """The short help."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [
+        "pybuild builds OCI images from Dockerfiles. No daemon, no root needed.",
+        "",
+        "Usage: pybuild [build] [OPTIONS] PATH | URL | -",
+        "       pybuild COMMAND ...",
+        "",
+        "  pybuild -t app:1.0 .          build the Dockerfile here and call the image app:1.0",
+        "  pybuild -o type=docker,dest=app.tar -t app .    and write it for docker load",
+        "",
+        "Commands:",
+        *(f"  {name:<{width}}{summary}" for name, (_, _, summary) in COMMANDS.items()),
+        "",
+        "Also, as in docker: " + ", ".join(alias for alias in ALIASES if " " not in alias),
+        "pybuild COMMAND --help says more about one of them.",
+        "",
+        CODES,
+    ]
+    return "\n".join(lines)

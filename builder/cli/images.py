@@ -1,0 +1,453 @@
+"""`pybuild image ...` and `pybuild import`: images by name and id, in docker's spellings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError
+from builder.cli.opened import choose_isolation, open_store
+
+if TYPE_CHECKING:
+    import datetime
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+    from typing import Any, BinaryIO
+
+    from builder.cli.flags import Given
+    from builder.cli.surroundings import Surroundings
+    from cache.store import Image, Store
+
+NONE = "<none>"
+_FORMAT = Flag("format", "table, json (an object a line), or a template: '{{.ID}}\\t{{.Size}}'", value="FORMAT")
+_NO_TRUNC = Flag("no-trunc", "write ids and commands in full")
+
+LIST_IMAGES = Command(
+    name="image ls",
+    usage="[OPTIONS] [NAME[:TAG]]",
+    summary="List images, newest first.",
+    words=(0, 1),
+    flags=(
+        Flag("all", "also the intermediate image of each step", "a"),
+        Flag(
+            "filter",
+            "dangling=true|false, label=NAME[=VALUE], reference=PATTERN, before=IMAGE, since=IMAGE",
+            "f",
+            "FILTER",
+            many=True,
+        ),
+        Flag("quiet", "only ids", "q"),
+        Flag("digests", "also the manifest's digest"),
+        _NO_TRUNC,
+        _FORMAT,
+    ),
+)
+INSPECT = Command(
+    name="image inspect",
+    usage="[OPTIONS] IMAGE...",
+    summary="Show all that is known of images, as a JSON array.",
+    words=(1, -1),
+    flags=(Flag("format", "json, or a template: '{{.Id}}', '{{json .Config.Env}}'", "f", "FORMAT"),),
+)
+HISTORY = Command(
+    name="image history",
+    usage="[OPTIONS] IMAGE",
+    summary="Show the steps of an image, newest first.",
+    words=(1, 1),
+    flags=(Flag("quiet", "only ids", "q"), _NO_TRUNC, _FORMAT),
+)
+TAG = Command(
+    name="image tag",
+    usage="IMAGE NAME[:TAG]",
+    summary="Give an image another name. An image that loses its last name so stays, as <none>.",
+    words=(2, 2),
+)
+REMOVE = Command(
+    name="image rm",
+    usage="[OPTIONS] IMAGE...",
+    summary="Remove names; with its last name the image goes, and what only it needed.",
+    words=(1, -1),
+    flags=(
+        Flag("force", "by id: remove all its names; a missing image is no error", "f"),
+        Flag("no-prune", unsupported="intermediate images go with the last image that needs them"),
+    ),
+)
+PRUNE = Command(
+    name="image prune",
+    usage="[OPTIONS]",
+    summary="Remove images without a name, and what only they need.",
+    flags=(
+        Flag("all", "every image, named ones too", "a"),
+        Flag("force", "do not ask", "f"),
+        Flag("filter", value="FILTER", many=True, unsupported="prune takes all or dangling images, no filter"),
+    ),
+)
+IMPORT_IMAGE = Command(
+    name="import",
+    usage="[OPTIONS] FILE|- [NAME[:TAG]]",
+    summary="Make an image of one layer from a tar of a root file system, plain or compressed.",
+    words=(1, 2),
+    flags=(
+        Flag("change", "a line of a Dockerfile that sets the config, such as 'CMD [\"sh\"]'", "c", "LINE", many=True),
+        Flag("message", "a comment for the history", "m", "TEXT"),
+        Flag("platform", "the platform of the files (default: this machine's)", value="OS/ARCH"),
+    ),
+    notes="Prints the image's id. Without a NAME the image is dangling.",
+)
+
+# ---------------------------------------------------------------- ls
+
+
+def list_images(given: Given, around: Surroundings) -> int:
+    """Print the images that the filters leave."""
+    from builder.terminal import columns
+
+    with open_store(given, around.environ) as store:
+        images = store.images(all=given.on("all") or any("dangling=" in text for text in given.all("filter")))
+        images = [image for image in images if not image.intermediate or given.on("all")]
+        for text in given.all("filter"):
+            keep = _filter(text, store)
+            images = [image for image in images if keep(image)]
+        rows = [row for image in images for row in _rows(image, given)]
+    pattern = given.words[0] if given.words else ""
+    if pattern:
+        rows = [row for row in rows if _named(pattern, row["Repository"], row["Tag"])]
+    form = given.one("format", "table")
+    if given.on("quiet"):
+        _say(around, dict.fromkeys(row["ID"] for row in rows))
+    elif form == "table":
+        names = {"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID"}
+        names |= {"CreatedSince": "CREATED", "Size": "SIZE"}
+        if not given.on("digests"):
+            del names["Digest"]
+        around.say(columns([list(names.values()), *([row[name] for name in names] for row in rows)]))
+    else:
+        _say(around, (formatted(form, row) for row in rows))
+    return 0
+
+
+def _rows(image: Image, given: Given) -> list[dict[str, str]]:
+    """A row for each name of the image, with the fields that docker's templates know."""
+    from builder.terminal import human_size
+
+    found = []
+    for name in image.names or (f"{NONE}:{NONE}",):
+        repository, _, tag = name.rpartition(":")
+        found.append(
+            {
+                "Containers": "N/A",
+                "CreatedAt": _local(image.created),
+                "CreatedSince": _since(image.created),
+                "Digest": image.manifest.digest,
+                "ID": _id(image.id, given),
+                "Repository": repository,
+                "SharedSize": "N/A",
+                "Size": human_size(image.size),
+                "Tag": tag,
+                "UniqueSize": "N/A",
+            }
+        )
+    return found
+
+
+def _filter(text: str, store: Store) -> Callable[[Image], bool]:
+    """One --filter as a question about an image."""
+    name, sign, value = text.partition("=")
+    if not sign or not value:
+        raise UsageError(f"--filter {text!r} is not NAME=VALUE", hint="--filter dangling=true")
+    match name:
+        case "dangling" if value in TRUE | FALSE:
+            return lambda image: image.dangling == (value in TRUE)
+        case "dangling":
+            raise UsageError(f"--filter dangling={value} is neither true nor false")
+        case "label":
+            label, equals, wanted = value.partition("=")
+
+            def labelled(image: Image) -> bool:
+                labels = dict(store.config(image).config.labels)
+                return label in labels and (not equals or labels[label] == wanted)
+
+            return labelled
+        case "reference":
+            return lambda image: any(_named(value, *_split(each)) for each in image.names)
+        case "before" | "since":
+            edge = store.image(value)
+            older = name == "before"
+            order = [image.id for image in store.images(all=True)]
+            place = order.index(edge.id)
+            return lambda image: order.index(image.id) > place if older else order.index(image.id) < place
+        case _:
+            raise UsageError(f"--filter has no {name!r}", hint="dangling, label, reference, before, since")
+
+
+def _split(name: str) -> tuple[str, str]:
+    repository, _, tag = name.rpartition(":")
+    return repository, tag
+
+
+def _named(pattern: str, repository: str, tag: str) -> bool:
+    """Whether a name fits docker's pattern: a repository, with wildcards in its parts, and perhaps a tag."""
+    import fnmatch
+
+    wanted, colon, tags = pattern.rpartition(":")
+    if not colon or "/" in tags:
+        wanted, tags = pattern, "*"
+    parts, given = repository.split("/"), wanted.split("/")
+    return (
+        len(parts) == len(given)
+        and all(fnmatch.fnmatchcase(*pair) for pair in zip(parts, given, strict=True))
+        and fnmatch.fnmatchcase(tag, tags)
+    )
+
+
+# ---------------------------------------------------------------- inspect, history
+
+
+def inspect(given: Given, around: Surroundings) -> int:
+    """Print what the store knows of each image; all that are found, before the first that is not is an error."""
+    import json
+
+    from cache.errors import NotFoundError
+
+    form = given.one("format", "json")
+    documents: list[dict[str, object]] = []
+    missing: NotFoundError | None = None
+    with open_store(given, around.environ) as store:
+        for word in given.words:
+            try:
+                documents.append(_document(store, store.image(word)))
+            except NotFoundError as error:
+                missing = missing or error
+    if form == "json":
+        around.say(json.dumps(documents, indent=4, ensure_ascii=False))
+    else:
+        _say(around, (formatted(form, document) for document in documents))
+    if missing is not None:
+        raise missing
+    return 0
+
+
+def _document(store: Store, image: Image) -> dict[str, object]:
+    config = store.config(image)
+    return {
+        "Id": image.id,
+        "RepoTags": list(image.names),
+        "RepoDigests": sorted({f"{_split(name)[0]}@{image.manifest.digest}" for name in image.names}),
+        "Parent": image.parent or "",
+        "Comment": config.history[-1].comment if config.history else "",
+        "Created": config.created,
+        "Author": config.author,
+        "Config": config.config.to_json(),
+        "Architecture": config.platform.architecture,
+        **({"Variant": config.platform.variant} if config.platform.variant else {}),
+        "Os": config.platform.os,
+        "Size": image.size,
+        "RootFS": {"Type": "layers", "Layers": list(config.diff_ids)},
+        "Descriptor": image.manifest.to_json(),
+    }
+
+
+def history(given: Given, around: Surroundings) -> int:
+    """Print a row for each line of the image's history, with the image that it left where the store still has it."""
+    from builder.terminal import columns, human_size, printable
+
+    rows = []
+    with open_store(given, around.environ) as store:
+        image = store.image(given.words[0])
+        config = store.config(image)
+        sizes = iter(layer.descriptor.size for layer in store.layers(image))
+        left = _left_images(store, image)
+        for index, line in enumerate(config.history):
+            rows.append(
+                {
+                    "ID": _id(left[index + 1], given) if index + 1 in left else "<missing>",
+                    "CreatedAt": _local(line.created),
+                    "CreatedSince": _since(line.created),
+                    "CreatedBy": _short(printable(line.created_by.replace("\n", " ")), given),
+                    "Size": human_size(0 if line.empty_layer else next(sizes, 0)),
+                    "Comment": line.comment,
+                }
+            )
+    rows.reverse()
+    form = given.one("format", "table")
+    if given.on("quiet"):
+        _say(around, (row["ID"] for row in rows))
+    elif form == "table":
+        names = {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY", "Size": "SIZE"}
+        names["Comment"] = "COMMENT"
+        around.say(columns([list(names.values()), *([row[name] for name in names] for row in rows)]))
+    else:
+        _say(around, (formatted(form, row) for row in rows))
+    return 0
+
+
+def _left_images(store: Store, image: Image) -> dict[int, str]:
+    """Which image was left after so many lines of history: the image itself and the intermediate ones below it."""
+    found: dict[int, str] = {}
+    known = {each.id: each for each in store.images(all=True)}
+    at: Image | None = image
+    while at is not None:
+        # Its own parent may differ by --label alone and have as many lines; the nearest one counts.
+        found.setdefault(len(store.config(at).history), at.id)
+        at = known.get(at.parent) if at.parent else None
+    return found
+
+
+# ---------------------------------------------------------------- tag, rm, prune, import
+
+
+def tag(given: Given, around: Surroundings) -> int:
+    """Move or make a name."""
+    from cache.reference import Reference
+
+    with open_store(given, around.environ) as store:
+        store.tag(Reference.parse(given.words[1]), store.image(given.words[0]).id)
+    return 0
+
+
+def remove(given: Given, around: Surroundings) -> int:
+    """Remove each of the images; the first that can not be removed is an error after the others are gone."""
+    from cache.errors import NotFoundError, StoreError
+
+    choose_isolation()
+    failure: StoreError | None = None
+    with open_store(given, around.environ) as store:
+        for word in given.words:
+            try:
+                _say(around, store.remove(word, force=given.on("force")))
+            except NotFoundError as error:
+                failure = failure or (None if given.on("force") else error)
+            except StoreError as error:
+                failure = failure or error
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def prune(given: Given, around: Surroundings) -> int:
+    """Remove what nothing needs, after asking."""
+    from builder.terminal import human_size
+
+    if not given.on("force") and not _sure(given, around):
+        return 0
+    choose_isolation()
+    with open_store(given, around.environ) as store:
+        pruned = store.prune(all=given.on("all"))
+    if pruned.deleted:
+        _say(around, ["Deleted Images:", *pruned.deleted, ""])
+    around.say(f"Total reclaimed space: {human_size(pruned.bytes, 4)}")
+    return 0
+
+
+def _sure(given: Given, around: Surroundings) -> bool:
+    """Ask; a script can not answer, so it has to say -f."""
+    what = "all images" if given.on("all") else "all dangling images"
+    if not around.stdin.isatty():
+        raise UsageError(f"this will remove {what}, and there is no terminal to ask on", hint="-f does not ask")
+    print(f"This will remove {what}. Are you sure you want to continue? [y/N] ", end="", file=around.stderr, flush=True)
+    return around.stdin.readline().strip().lower() in {b"y", b"yes"}
+
+
+def import_image(given: Given, around: Surroundings) -> int:
+    """Read the archive into the store and print the new image's id."""
+    from pathlib import Path
+
+    from builder.bases import import_rootfs
+    from builder.cli.build import platform_of
+
+    file, *names = given.words
+    source = None if file == "-" else Path(file)
+    if source is not None and not source.is_file():
+        raise UsageError(f"there is no file {file}", hint="pybuild import ROOTFS.tar NAME")
+    with open_store(given, around.environ) as store, _stream(source, around) as stream:
+        image = import_rootfs(
+            stream,
+            names[0] if names else "",
+            store,
+            changes=given.all("change"),
+            message=given.one("message"),
+            platform=platform_of(given.one("platform")),
+        )
+    around.say(image.id)
+    return 0
+
+
+def _stream(source: Path | None, around: Surroundings) -> BinaryIO:
+    return around.stdin if source is None else source.open("rb")
+
+
+# ---------------------------------------------------------------- words
+
+
+def formatted(form: str, row: Any) -> str:
+    """`json`, or the simple part of docker's templates: fields, also nested, also as `json`."""
+    import json
+    import re
+
+    if form == "json":
+        return json.dumps(row, ensure_ascii=False)
+    if form.startswith("table "):
+        raise UsageError(f"--format {form!r}: a table has fixed columns", hint="leave `table` out for bare lines")
+
+    def field(match: re.Match[str]) -> str:
+        inner = match[1].strip()
+        found = re.fullmatch(r"(json\s+)?\.([\w.]*)", inner)
+        if found is None:
+            raise UsageError(
+                f"--format: {{{{{inner}}}}} is not supported", hint="fields such as {{.ID}} and {{json .Config}} are"
+            )
+        value: Any = row
+        for part in filter(None, found[2].split(".")):
+            if not isinstance(value, dict) or part not in value:
+                raise UsageError(f"--format: there is no field {part!r}", hint=_fields(value))
+            value = value[part]
+        return json.dumps(value, ensure_ascii=False) if found[1] or not isinstance(value, str) else value
+
+    if "{{" not in form:
+        raise UsageError(f"--format {form!r} is neither table nor json nor a template", hint="'{{.ID}}'")
+    return re.sub(r"\{\{(.*?)\}\}", field, form.replace("\\t", "\t").replace("\\n", "\n"))
+
+
+def _fields(value: object) -> str:
+    return "it has " + ", ".join(value) if isinstance(value, dict) else ""
+
+
+def _say(around: Surroundings, lines: Iterable[str]) -> None:
+    for line in lines:
+        around.say(line)
+
+
+def _id(text: str, given: Given) -> str:
+    return text if given.on("no-trunc") else text.removeprefix("sha256:")[:12]
+
+
+def _short(text: str, given: Given) -> str:
+    return text if given.on("no-trunc") or len(text) <= 45 else text[:44] + "…"
+
+
+def _since(created: str) -> str:
+    """`3 days ago`, for RFC 3339; `N/A` where there is no time."""
+    import datetime
+
+    from builder.terminal import human_age
+
+    when = _time(created)
+    if when is None:
+        return "N/A"
+    return human_age(max((datetime.datetime.now(datetime.UTC) - when).total_seconds(), 0)) + " ago"
+
+
+def _local(created: str) -> str:
+    when = _time(created)
+    return "N/A" if when is None else when.astimezone().strftime("%Y-%m-%d %H:%M:%S %z %Z")
+
+
+def _time(created: str) -> datetime.datetime | None:
+    """RFC 3339 with up to nine digits of fraction, of which datetime takes six."""
+    import datetime
+    import re
+
+    try:
+        when = datetime.datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", created))
+    except ValueError:
+        return None
+    return when.replace(tzinfo=when.tzinfo or datetime.UTC)

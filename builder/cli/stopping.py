@@ -1,0 +1,52 @@
+"""Ctrl-C, SIGTERM and hanging up: the first asks the build to stop and clean up, a second ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import threading
+    from types import FrameType
+
+    from builder.cli.surroundings import Surroundings
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stop:
+    """While entered, those signals set `stop`. A signal that was ignored at the start (nohup) stays so."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._before: dict[int, object] = {}
+        self._seen = 0
+
+    @property
+    def code(self) -> int | None:
+        """What the process should exit with, 128 + the signal; None when none came."""
+        return 128 + self._seen if self._seen else None
+
+    def tell(self, around: Surroundings) -> int:
+        """Say that the build was stopped, and return `code`."""
+        print(f"stopped by {signal.Signals(self._seen).name}", file=around.stderr, flush=True)
+        return 128 + self._seen
+
+    def __enter__(self) -> Self:
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._seen:
+            # The RUN's processes die with their parent, so nothing is left behind but temporary files.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._seen = number
+        self._stop.set()

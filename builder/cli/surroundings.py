@@ -1,0 +1,73 @@
+"""What a command finds around it: environment, standard streams, and where they say that the store is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TextIO
+
+from builder.cli.flags import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROOT = "PYBUILD_ROOT"
+DEBUG = "PYBUILD_DEBUG"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The process's environment and streams, as values, so that a test can hand in others."""
+
+    environ: Mapping[str, str]
+    stdin: BinaryIO
+    stdout: TextIO
+    stderr: TextIO
+
+    def colour(self, stream: TextIO) -> bool:
+        """Whether to colour what goes to `stream`. https://no-color.org."""
+        return stream.isatty() and not self.environ.get("NO_COLOR") and self.environ.get("TERM") != "dumb"
+
+    def say(self, text: str) -> None:
+        """One line, or several, of a command's result."""
+        print(text, file=self.stdout)
+
+    def width(self) -> int:
+        """The columns of the terminal, 100 where there is none."""
+        try:
+            return os.get_terminal_size(self.stdout.fileno()).columns
+        except (OSError, ValueError):
+            return 100
+
+
+def store_root(flag: str, environ: Mapping[str, str]) -> Path:
+    """Where the store is: --root, else PYBUILD_ROOT, else the user's data folder.
+
+    sudo may leave HOME at the calling user's; files of root in there would lock that user out of his own store, so root
+    then takes its own home. To be asked before a user namespace is entered: inside, everybody looks like root.
+    """
+    if flag:
+        return Path(flag).absolute()
+    if environ.get(ROOT):
+        return Path(environ[ROOT]).absolute()
+    home = environ.get("HOME", "")
+    if not environ.get("XDG_DATA_HOME") and os.geteuid() == 0 and (not home or _owner(home) != 0):
+        import pwd
+
+        return Path(pwd.getpwuid(0).pw_dir, ".local", "share", "pybuild")
+    import platformdirs
+
+    try:
+        return platformdirs.user_data_path("pybuild")
+    except RuntimeError:
+        raise UsageError(
+            "there is no home folder to keep a store in", hint="give --root DIR or set PYBUILD_ROOT"
+        ) from None
+
+
+def _owner(path: str) -> int:
+    try:
+        return os.stat(path).st_uid
+    except OSError:
+        return -1
