@@ -1,0 +1,168 @@
+"""Real tools beside pybuild: each found, or started on a folder and a socket of its own, or skipped with the reason."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import debian
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+# Where CAP_SYS_RESOURCE is missing, runtimes fail on raising limits that they were not told to leave alone.
+LIMITS = ("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=8192:8192")
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A command line with what every call of it needs. Calling it gives its standard output."""
+
+    words: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+
+    def run(self, *args: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self.words, *map(str, args)], check=False, capture_output=True, text=True, timeout=timeout,
+            stdin=subprocess.DEVNULL, env={**os.environ, **dict(self.env)},
+        )  # fmt: skip
+
+    def __call__(self, *args: str | Path, timeout: float = 600) -> str:
+        done = self.run(*args, timeout=timeout)
+        assert done.returncode == 0, f"{self.words[0]} {' '.join(map(str, args))}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+        return done.stdout
+
+
+def program(name: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if found is None:
+        pytest.skip(f"needs {name}")
+    return found
+
+
+def as_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to run other builders and engines")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pybuild")
+
+
+@pytest.fixture(scope="session")
+def pybuild(store: Path) -> Tool:
+    return Tool(
+        (sys.executable, "-m", "builder.cli"), (("PYBUILD_ROOT", str(store)), ("PYTHONPATH", str(ROOT)))
+    )
+
+
+@pytest.fixture(scope="session")
+def debian_base(pybuild: Tool) -> str:
+    """The name of a Debian image in pybuild's store."""
+    tar, reason = debian.rootfs()
+    if tar is None:
+        pytest.skip(reason)
+    pybuild("import", tar, f"debian:{debian.SUITE}")
+    return f"debian:{debian.SUITE}"
+
+
+@pytest.fixture(scope="session")
+def web_image(pybuild: Tool, debian_base: str) -> str:
+    """The example python-web, built."""
+    secret = ("--secret", f"id=ca,src={CERTIFICATES}") if CERTIFICATES.exists() else ()
+    done = pybuild.run("build", "-t", "web:1.0", *secret, EXAMPLES / "python-web")
+    if done.returncode and ("Temporary failure resolving" in done.stderr or "Could not resolve" in done.stderr):
+        pytest.skip("needs Debian's package servers, which can not be reached")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return "web:1.0"
+
+
+@pytest.fixture(scope="session")
+def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """Docker's client on a daemon of its own: a private folder and socket, no bridge, no firewall rules."""
+    as_root()
+    client, daemon = program("docker"), program("dockerd")
+    folder = tmp_path_factory.mktemp("docker")
+    (folder / "daemon.json").write_text("{}")
+    # A socket's path may have no more than 107 bytes.
+    socket = Path(f"/tmp/pybuild-docker-{os.getpid()}.sock")
+    log = (folder / "log").open("w")
+    process = subprocess.Popen(
+        [
+            daemon, "--host", f"unix://{socket}", "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec"),
+            "--pidfile", str(folder / "pid"), "--config-file", str(folder / "daemon.json"),
+            "--bridge=none", "--iptables=false", "--ip6tables=false",
+        ],
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+    )  # fmt: skip
+    tool = Tool((client,), (("DOCKER_HOST", f"unix://{socket}"), ("DOCKER_CONFIG", str(folder / "config"))))
+    try:
+        deadline = time.monotonic() + 60
+        while tool.run("version").returncode:
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.skip(f"dockerd does not start here: {(folder / 'log').read_text()[-500:]}")
+            time.sleep(0.2)
+        yield tool
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        log.close()
+        socket.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    as_root()
+    folder = tmp_path_factory.mktemp("podman")
+    # runc, where there is one: Debian 12's crun refuses machines with both kinds of cgroups.
+    runtime = ("--runtime", "runc") if shutil.which("runc", path=os.environ.get("PATH", "") + ":/usr/sbin") else ()
+    yield Tool(
+        (
+            program("podman"), "--root", str(folder / "root"), "--runroot", str(folder / "run"),
+            "--tmpdir", str(folder / "tmp"), "--cgroup-manager", "cgroupfs", "--events-backend", "none", *runtime,
+        )
+    )  # fmt: skip
+    unmount(folder)
+
+
+@pytest.fixture(scope="session")
+def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    as_root()
+    folder = tmp_path_factory.mktemp("buildah")
+    yield Tool((program("buildah"), "--root", str(folder / "root"), "--runroot", str(folder / "run")))
+    unmount(folder)
+
+
+def unmount(folder: Path) -> None:
+    """Take away what a tool has left mounted below `folder`, then the folder."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in reversed([mount for mount in mounts if mount.startswith(f"{folder}/")]):
+        subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def skopeo() -> Tool:
+    return Tool((program("skopeo"),))
+
+
+@pytest.fixture(scope="session")
+def umoci() -> Tool:
+    return Tool((program("umoci"),))
