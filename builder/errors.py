@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from grammar.source import Source, Span
 
 
 class BuildError(Exception):
     """The build can not go on.
 
-    message: one sentence without a full stop. source and span: the place in the build file, or None. hint: what to do, or
-    empty. notes: further lines of context, such as a command's last output.
+    message: one sentence without a full stop. source and span: the place in the build file, or None. hint: what to do,
+    or empty. notes: further lines of context, such as a command's last output.
     """
 
     exit_code = 1
@@ -36,6 +38,24 @@ class BuildError(Exception):
         self.source = source
         self.hint = hint
         self.notes = notes
+
+
+class BuildErrors(BuildError):
+    """Several independent mistakes, in the order of their places; the first one stands for all."""
+
+    def __init__(self, errors: tuple[BuildError, ...]) -> None:
+        first = errors[0]
+        super().__init__(first.message, span=first.span, source=first.source, hint=first.hint, notes=first.notes)
+        self.errors = errors
+
+
+def raise_all(errors: Sequence[BuildError]) -> None:
+    """Raise nothing for no error, the error for one, BuildErrors for several (flat, however deep)."""
+    flat = tuple(one for error in errors for one in (error.errors if isinstance(error, BuildErrors) else (error,)))
+    if len(flat) == 1:
+        raise flat[0]
+    if flat:
+        raise BuildErrors(flat)
 
 
 class RunError(BuildError):

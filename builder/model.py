@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cache.oci import Descriptor, Digest, ImageConfig, Layer, Platform, RuntimeConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from grammar.instructions import Dockerfile, Instruction, Stage
     from grammar.source import Source, Span
 
@@ -45,7 +47,10 @@ class SshSource:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What the command line says for every RUN. hosts: (name, address). ulimits: (name, soft, hard). allow: entitlements."""
+    """What the command line says for every RUN.
+
+    hosts: (name, address). ulimits: (name, soft, hard). allow: entitlements.
+    """
 
     network: str = "default"
     hosts: tuple[tuple[str, str], ...] = ()
@@ -84,39 +89,96 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class StageBase:
-    """FROM's first step, a fresh image or another stage, resolved: exactly one of `image` and `stage` is set.
+    """FROM's first step, a fresh image or another stage, resolved: exactly one of the three is set.
 
-    image: a reference, or `scratch`. stage: the index of an earlier stage.
+    image: a reference as written, or `scratch`. stage: the index of an earlier stage. context: the name of the named
+    context that stands in for the image, or for the whole stage (see `StagePlan.replaced`). platform: what is asked of
+    the image; for a base that is a stage it is that stage's.
     """
 
     image: str = ""
     stage: int | None = None
+    context: str | None = None
     platform: Platform | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage that has to be built. `needs` are the indexes of the stages whose files or config it uses."""
+    """One stage that has to be built. `needs` are the indexes of the stages whose files or config it uses.
+
+    triggers: the ONBUILD instructions of the base, which run first. replaced: a named context of the stage's name
+    stands in for it, so none of its instructions count.
+    """
 
     stage: Stage
     base: StageBase
     needs: frozenset[int] = frozenset()
+    triggers: tuple[Instruction, ...] = ()
+    replaced: bool = False
 
     @property
     def title(self) -> str:
         """How messages call it: its name, or `stage-N` as docker does."""
         return self.stage.name or f"stage-{self.stage.index}"
 
+    @property
+    def instructions(self) -> tuple[Instruction, ...]:
+        """What is to be lowered, in order: the triggers, then the stage's own."""
+        return () if self.replaced else (*self.triggers, *self.stage.instructions)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What lowering one stage's instructions needs to know, besides the state so far.
+
+    stage: the stage's index. names: stage name (lower-case) and index; of two stages of one name, the last. titles:
+    how messages call each stage, by index. contexts: named contexts, by familiar image name, as the user wrote them.
+    build_args: `--build-arg`. global_args: the ARGs before the first FROM and the predefined ones, with their values.
+    platform: what is asked of the stage. forced_platform: what the image has to bear, whatever its base was made for;
+    set for the target when the user asked for a platform. allow: entitlements granted, such as network.host.
+    """
+
+    source: Source
+    stage: int
+    titles: tuple[str, ...]
+    names: Mapping[str, int]
+    contexts: Mapping[str, str]
+    build_args: Mapping[str, str]
+    global_args: Mapping[str, str]
+    platform: Platform
+    forced_platform: Platform | None = None
+    allow: frozenset[str] = frozenset()
+    escape: str = "\\"
+
+    def of(self, source: Source) -> Scope:
+        """The same scope for instructions of another text: a trigger that a base image carries."""
+        return replace(self, source=source, escape="\\")
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The stages to build, in an order in which each one's needs come first. Unused stages are not here."""
+    """The stages to build, in an order in which each one's needs come first, and those that nothing needs.
+
+    target: the index of the stage asked for. scopes: one for each stage of the file, used or not, by index. platform:
+    the target platform. build_args: as given. epoch: SOURCE_DATE_EPOCH in seconds, None when unset; when it names a
+    source instead of a number, `epoch_source` is that source, and the plan is to be made again with the number.
+    """
 
     dockerfile: Dockerfile
     stages: tuple[StagePlan, ...]
     target: int
+    unused: tuple[StagePlan, ...] = ()
     global_args: tuple[tuple[str, str], ...] = ()
     findings: tuple[Finding, ...] = ()
+    scopes: tuple[Scope, ...] = ()
+    platform: Platform = field(default_factory=Platform)
+    build_args: tuple[tuple[str, str], ...] = ()
+    epoch: int | None = None
+    epoch_source: Origin | UrlSource | GitSource | None = None
+
+    def scope(self, stage: int) -> Scope:
+        """What lowering needs to know in the stage of this index."""
+        return self.scopes[stage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +340,8 @@ class RunStep:
 
     argv: what is executed, SHELL included. env: `NAME=value`, image variables and visible ARGs, in order. user: as USER
     has it, still to be looked up. network: default, none or host. security: sandbox or insecure. scripts: files to lay
-    at a path before the command starts (heredocs with a shebang), never part of the layer.
+    at a path before the command starts (heredocs with a shebang), never part of the layer. unkeyed: names in `env`
+    whose values do not decide what the command makes: proxies that no ARG or ENV declares.
     """
 
     argv: tuple[str, ...]
@@ -289,6 +352,7 @@ class RunStep:
     network: str = "default"
     security: str = "sandbox"
     scripts: tuple[tuple[str, bytes], ...] = ()
+    unkeyed: frozenset[str] = frozenset()
 
 
 Step = FileStep | RunStep
@@ -298,8 +362,8 @@ Step = FileStep | RunStep
 class StageState:
     """What the instructions so far amount to, apart from the files.
 
-    config: as the image will have it. platform: the stage's target. args: the ARGs declared so far in this stage, in order of declaration, with
-    their values (None: declared, without a value). environment: what words are expanded with and a RUN sees: image
+    config: as the image will have it. platform: the one that the image will bear. args: the ARGs declared so far in
+    this stage, in order of declaration, with their values (None: declared, without a value). environment: what words are expanded with and a RUN sees: image
     variables and ARGs, later declarations winning. author: MAINTAINER.
     """
 
@@ -316,7 +380,8 @@ class StageState:
 class Lowered:
     """One instruction, lowered: the state after it, at most one step, and its line of history.
 
-    created_by: the history line. title: the progress line, such as `COPY . /app`. findings: warnings of this instruction.
+    created_by: the history line, empty for none. title: the progress line, such as `COPY . /app`. findings: warnings
+    of this instruction.
     """
 
     instruction: Instruction
