@@ -64,7 +64,7 @@ _MIGRATIONS = (
     CREATE INDEX records_step ON records (step, number);
     CREATE INDEX records_digest ON records (digest) WHERE digest IS NOT NULL;
     CREATE INDEX records_diff_id ON records (diff_id) WHERE diff_id IS NOT NULL;
-    CREATE TABLE memos (kind TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+    CREATE TABLE memos (kind TEXT, key TEXT, value BLOB NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
 
     -- The stat cache of context files. used: the day (since 1970) on which a build last asked.
     CREATE TABLE roots (number INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, used INTEGER NOT NULL);
