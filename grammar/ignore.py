@@ -1,7 +1,7 @@
 r"""Which paths a `.dockerignore` leaves out, which line decided, and the two kinds of pattern the language has.
 
 Pure: text and paths in, answers out. The rules are those of
-https://docs.docker.com/build/concepts/context/#dockerignore-files as moby/patternmatcher has them, and they are not git's:
+https://docs.docker.com/build/concepts/context/#dockerignore-files as moby/patternmatcher has them, and not git's:
 a pattern is anchored at the context's root (`foo` is not `a/foo`), a trailing slash means nothing, what matches a
 directory holds for all below it, and the last line that matches decides, so that `!dir/file` brings a file back from an
 ignored directory.
@@ -9,8 +9,8 @@ ignored directory.
     *  ?  [a-z] [^a]   within one name, as Go's filepath.Match       \x   x itself
     **                 any number of names, none included
 
-`COPY --exclude` and the patterns of `COPY --parents` are this kind as well: `Ignore.of`. The wildcards of a plain COPY are
-Go's filepath.Match alone: `glob_match`.
+`COPY --exclude` and the patterns of `COPY --parents` are this kind as well: `Ignore.of`. The wildcards of a plain COPY
+are Go's filepath.Match alone: `glob_match`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PatternError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One pattern. text: the line as written; line: its number from 1; pattern: cleaned, without the `!` of `negated`."""
+    """One pattern. line: its number from 1; text: as written; pattern: cleaned, without the `!` of `negated`."""
 
     line: int
     text: str
@@ -95,7 +95,7 @@ class Ignore:
 
     @classmethod
     def parse(cls, text: str, name: str = ".dockerignore") -> Ignore:
-        """Read an ignore file's text; `name` is what messages call it. Raises DockerfileError at the line that is wrong."""
+        """Read an ignore file's text; `name` is what messages call it. Raises DockerfileError at the wrong line."""
         source = Source(name, text)
         lines = text.split("\n")
         rules: list[Rule] = []
@@ -124,18 +124,18 @@ class Ignore:
         """The patterns, cleaned, with their `!`."""
         return ["!" * rule.negated + rule.pattern for rule in self.rules]
 
-    def match(self, path: bytes | str, is_dir: bool = False) -> bool:  # noqa: ARG002, FBT001, FBT002
-        """Is the path left out? It is relative to the root, with slashes, clean. Kinds do not matter, unlike in git."""
+    def match(self, path: bytes | str, is_dir: bool = False) -> bool:  # noqa: ARG002
+        """Is the path, relative to the root and clean, left out? Unlike in git, it makes no difference what it is."""
         rule = self.decide(path)
         return rule is not None and not rule.negated
 
     def decide(self, path: bytes | str) -> Rule | None:
-        """The rule that decides about the path: left out, or, when it is `negated`, brought back. None: no rule speaks."""
+        """The rule that decides: the path is left out or, when it is `negated`, brought back. None: no rule matches."""
         index = self._last(_text(path))
         return self.rules[index] if index >= 0 else None
 
     def prunable(self, directory: bytes | str) -> bool:
-        """Is the directory left out, and can no later `!` line match anything below it, so that it need not be searched?"""
+        """Is the directory left out, with no later `!` line that may match below it? Then it need not be searched."""
         path = _text(directory)
         index = self._last(path)
         if index < 0 or self.rules[index].negated:
@@ -234,7 +234,7 @@ def _may_match_below(pattern: str, directory: str) -> bool:
 
 @lru_cache(maxsize=512)
 def _glob(pattern: str) -> re.Pattern[str]:
-    """filepath.Match as a regular expression. What is between two stars is taken where it first fits, as Go does."""
+    """filepath.Match as a regular expression. What stands between stars is taken where it first fits, as Go does."""
     chunks: list[list[str]] = [[]]
     at = 0
     while at < len(pattern):
@@ -296,8 +296,8 @@ def _bad(pattern: str, offset: int) -> PatternError:
 
 _ANY_DIRECTORIES: Final = "(.*/)?"
 
-# Characters that are ordinary in a pattern but not in Go's regular expressions. `^` is not among them: in a pattern with
-# a wildcard it means the beginning, as in BuildKit.
+# Characters that are ordinary in a pattern but not in Go's regular expressions. `^` is not among them: in a pattern
+# with a wildcard it means the beginning, as in BuildKit.
 _ORDINARY: Final = frozenset(".+()|{}$")
 
 _POSIX_CLASSES: Final = {

@@ -7,13 +7,19 @@ lowering knows. Reference: https://docs.docker.com/reference/dockerfile/
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from grammar.source import Source, Span
+if TYPE_CHECKING:
+    from grammar.source import Source, Span
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One argument as written, unexpanded."""
+    """One argument as written, unexpanded.
+
+    The value of a flag has lost its quotes and escapes already: BuildKit takes them off before it expands the value. A
+    flag that is true or false says `true` or `false`, whatever was written.
+    """
 
     text: str
     span: Span
@@ -68,8 +74,9 @@ class Instruction:
     """What every instruction has.
 
     span: from the keyword to the last character, heredoc bodies included. text: the logical line, continuations
-    joined and comments gone, without heredoc bodies. keyword: as the user wrote it. comments: the comment lines
-    directly above, without `#` and one following blank. empty_continuations: lines that are blank inside a continuation.
+    joined and comments gone, without heredoc bodies. keyword: as the user wrote it. comments: the comment lines above,
+    without `#`, trimmed; an empty comment line parts them from what stands before it. empty_continuations: the lines
+    that are blank inside a continuation.
     """
 
     span: Span

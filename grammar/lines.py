@@ -1,8 +1,8 @@
 """Physical lines to logical ones: directives, comments, continuations, here-documents, and the way back to the file.
 
 All of this depends on the line before, so that no context-free grammar can say it; it runs in front of the grammar. A
-`Scanner` hands out one logical line after the other. Whether here-documents follow a line is known only once the line is
-parsed (a JSON array has none), so the parser asks for them.
+`Scanner` hands out one logical line after the other. Whether here-documents follow a line is known only once the line
+is parsed (a JSON array has none), so the parser asks for them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _QUOTES: Final = str.maketrans("", "", "'\"")
 class LogicalLine:
     """One instruction's line: continuations joined, comments and blank lines gone.
 
-    pieces: where in `text` each physical line begins, and the line and column that this is in the file. first, last: the
-    physical lines, here-documents not counted.
+    pieces: where in `text` each physical line begins, and the line and column that this is in the file. first, last:
+    the physical lines, here-documents not counted.
     """
 
     text: str
@@ -122,7 +122,7 @@ class Scanner:
                 if any(text.strip(BLANKS) == redirection.name for text in raw):
                     hint += "; blanks around it are not allowed"
                 raise DockerfileError(f"unterminated heredoc {redirection.name}", span, self.source, hint)
-            last = self.source.line_span(self._at)
+            last = self._line_span(self._at)
             text = "".join(raw)
             bodies.append(text)
             body = _LEADING_TABS.sub("", text) if redirection.strip_tabs else text
@@ -230,7 +230,11 @@ class Scanner:
         self.directives = Directives(values.get("syntax", ""), values.get("escape", "\\"), values.get("check", ""))
 
     def _directive_error(self, number: int, message: str, hint: str) -> None:
-        self.errors.append(DockerfileError(message, self.source.line_span(number), self.source, hint))
+        self.errors.append(DockerfileError(message, self._line_span(number), self.source, hint))
+
+    def _line_span(self, number: int) -> Span:
+        text = self._lines[number - 1].rstrip("\r\n")
+        return Span(number, len(text) - len(text.lstrip(BLANKS)) + 1, number, len(text.rstrip(BLANKS)) + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class Source:
 
     @classmethod
     def decode(cls, name: str, data: bytes) -> Source:
-        """From the file's bytes. Bytes that are not UTF-8 become lone surrogates, and the same bytes when encoded back."""
+        """From the file's bytes. What is not UTF-8 becomes lone surrogates, and the same bytes when encoded back."""
         return cls(name, data.decode("utf-8", "surrogateescape"))
 
     def lines(self, first: int, last: int) -> list[str]:

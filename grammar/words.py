@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # What Go's unicode.IsSpace holds for a blank; str.isspace() would add the separators 0x1c to 0x1f.
-BLANKS: Final = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+BLANKS: Final = (
+    "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+)
 
 # Each `${` inside another one costs a few Python frames; nobody nests by hand as deep as this.
 _DEEPEST: Final = 60
@@ -69,7 +71,7 @@ def expand_with_names(word: str, env: Mapping[str, str], escape: str = "\\") -> 
 
 
 def expand_words(word: str, env: Mapping[str, str], escape: str = "\\") -> list[str]:
-    """As `expand`, then split at blanks that are neither quoted nor escaped; values of unquoted variables split, too."""
+    """As `expand`, then split at blanks that are neither quoted nor escaped, those in unquoted values included."""
     reader = _Reader(word, env, escape, splitter=_Splitter())
     reader.read()
     return reader.words()
@@ -177,7 +179,7 @@ class _Reader:
                 self.at += 1
                 return "".join(out)
             if char == "$":
-                piece = self._dollar(keep_escapes=keep_escapes)
+                piece = self._dollar()
                 raw = False
             elif char == "'" and self.quotes:
                 piece = self._single()
@@ -223,7 +225,7 @@ class _Reader:
                     out.append('"')
                 return "".join(out)
             if char == "$":
-                out.append(self._dollar(keep_escapes=keep_escapes))
+                out.append(self._dollar())
                 continue
             self.at += 1
             if char == self.escape:
@@ -249,7 +251,7 @@ class _Reader:
                 self.at += 1
         return self.text[start : self.at]
 
-    def _dollar(self, *, keep_escapes: bool) -> str:
+    def _dollar(self) -> str:
         start = self.at
         self.at += 1
         if self._peek() == "{":
@@ -389,10 +391,9 @@ def _tokens(pattern: str, offset: int) -> list[tuple[str, str]]:
         if char == "\\":
             following = pattern[at : at + 1]
             # `\}` and `\/` had to be written so for the substitution's own sake: the backslash is not the pattern's.
-            if following not in ("}", "/"):
-                if following not in ("*", "?", "\\") or not following:
-                    msg = f"invalid pattern ({pattern}) in substitution: invalid escape '\\{following}'"
-                    raise WordError(msg, offset)
+            if following not in tuple("}/*?\\"):
+                msg = f"invalid pattern ({pattern}) in substitution: invalid escape '\\{following}'"
+                raise WordError(msg, offset)
             char = following
             at += 1
         tokens.append(("", char))
@@ -441,12 +442,18 @@ def _replace_all(regex: re.Pattern[str], value: str, replacement: str) -> str:
     for found in regex.finditer(value):
         if found.end() == copied and found.start() != 0:
             continue
-        # BuildKit's `//` treats the replacement as a template of Go's regexp, in which only group 0 exists here.
-        text = _TEMPLATE.sub(
-            lambda part, whole=found.group(): "$" if part[1] else whole if (part[2] or part[3]).strip("0") == "" else "",
-            replacement,
-        )
-        out += (value[copied : found.start()], text)
+        out += (value[copied : found.start()], _fill(replacement, found.group()))
         copied = found.end()
     out.append(value[copied:])
     return "".join(out)
+
+
+def _fill(template: str, whole: str) -> str:
+    """BuildKit's `//` takes the replacement for a template of Go's regexp, in which only group 0 exists here."""
+
+    def part(found: re.Match[str]) -> str:
+        if found[1]:
+            return "$"
+        return "" if (found[2] or found[3]).strip("0") else whole
+
+    return _TEMPLATE.sub(part, template)

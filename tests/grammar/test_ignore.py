@@ -14,7 +14,9 @@ TABLES = Path(__file__).parents[1] / "conformance/tables"
 
 def rows(name: str, columns: int) -> list[list[str]]:
     lines = (TABLES / name).read_text("utf-8").split("\n")
-    return [line.split("\t") for line in lines if line and not line.startswith("# ") and line.count("\t") == columns - 1]
+    return [
+        line.split("\t") for line in lines if line and not line.startswith("# ") and line.count("\t") == columns - 1
+    ]
 
 
 def test_tables_are_whole() -> None:

@@ -18,7 +18,13 @@ def rows() -> list[tuple[str, str, str, dict[str, str], object]]:
         if line and not line.startswith("#"):
             mode, escape, word, env, expected = line.split("\t")
             found.append(
-                (mode, escape, json.loads(word), json.loads(env), expected if expected == "ERROR" else json.loads(expected))
+                (
+                    mode,
+                    escape,
+                    json.loads(word),
+                    json.loads(env),
+                    expected if expected == "ERROR" else json.loads(expected),
+                )
             )
     return found
 
