@@ -363,8 +363,8 @@ class StageState:
     """What the instructions so far amount to, apart from the files.
 
     config: as the image will have it. platform: the one that the image will bear. args: the ARGs declared so far in
-    this stage, in order of declaration, with their values (None: declared, without a value). environment: what words are expanded with and a RUN sees: image
-    variables and ARGs, later declarations winning. author: MAINTAINER.
+    this stage, in order of declaration, with their values (None: declared, without a value). environment: what words
+    are expanded with and a RUN sees: image variables and ARGs, later declarations winning. author: MAINTAINER.
     """
 
     platform: Platform

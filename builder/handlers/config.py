@@ -199,7 +199,7 @@ def lower_expose(instruction: Expose, state: StageState, scope: Scope) -> Lowere
 
 
 def _ports(spec: str, word: Word, scope: Scope) -> list[str]:
-    """`[ip:][host:]port[-port][/protocol]` as a list of `port/protocol`; address and host port only have to be valid."""
+    """`[ip:][host:]port[-port][/protocol]` as a list of `port/protocol`; address and host port have to be valid."""
     head, _, container = spec.rpartition(":")
     address, _, host = head.rpartition(":")
     if not container or container.startswith("/"):
