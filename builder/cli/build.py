@@ -150,8 +150,13 @@ def build(given: Given, around: Surroundings) -> int:
 
 
 def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
-    """Print the plan and the lowered steps; needs no tier, and writes nothing but what bases the store takes in."""
-    raise UsageError("--dry-run is not supported yet")
+    """Print the plan and the lowered steps. Needs no tier; all that it may write are bases that the store takes in."""
+    from builder.build import prepare
+    from builder.cli.outline import outline
+
+    with open_store(given, around.environ) as store:
+        around.say(outline(prepare(request, store, around.stdin)).rstrip("\n"))
+    return 0
 
 
 # ---------------------------------------------------------------- flags to request
@@ -392,14 +397,16 @@ def platform_of(text: str) -> Platform | None:
     """--platform's value in normal form; None when it was not given."""
     if not text:
         return None
+    from builder.platforms import normal_platform, parse_platform
+    from cache.oci import host_platform
 
-    here = normalplatform_of(hostplatform_of())
+    here = normal_platform(host_platform())
     if text == "local":
         return here
     if "," in text:
         raise UsageError("--platform takes one platform", hint="build each one by itself")
     try:
-        return parseplatform_of(text, here)
+        return parse_platform(text, here)
     except ValueError as error:
         raise UsageError(f"--platform: {error}") from None
 
