@@ -1,4 +1,4 @@
-"""Where base images come from: the store, layouts and archives on disk, a directory, this machine itself.
+"""Where base images come from: the store, layouts and archives on disk, files, this machine itself.
 
 Everything that a base needs is copied into the store on the way, each blob checked against its digest, so that what
 follows reads from one place. A base that was copied before costs a look at its index, manifest and config.
@@ -11,25 +11,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from builder.assembly import rfc3339
 from builder.errors import BuildError, UnsupportedError
-from cache.entries import Entry, Files, Kind
+from builder.origins import familiar
+from cache.entries import Kind
 from cache.errors import CorruptError, NotFoundError, StoreError
 from cache.index import Index as StepIndex
 from cache.index import key
 from cache.oci import (
-    CONFIG,
     DOCKER_INDEX,
     INDEX,
     LAYER,
     LAYER_GZIP,
     LAYER_ZSTD,
-    MANIFEST,
     REF_NAME,
     Descriptor,
     Digest,
@@ -49,6 +47,10 @@ from cache.oci import (
 from cache.reference import Reference
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from builder.model import StageState
+    from cache.entries import Entry, Files
     from cache.store import Image, Store
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -73,53 +75,50 @@ class BaseImage:
     name: str
 
 
-def resolve(text: str, platform: Platform, named: Mapping[str, str], store: Store) -> BaseImage | None:
+def resolve(
+    text: str,
+    platform: Platform,
+    named: Mapping[str, str],
+    store: Store,
+    files: Callable[[str], Files] | None = None,
+) -> BaseImage | None:
     """The image that `FROM text` means; None for `scratch`.
 
     named: the named contexts, which win over everything else: `oci-layout://DIR[:tag|@digest]`,
-    `docker-archive://FILE`, `docker-image://NAME`, `host:` or a directory, whose files are then the root file system.
-    Anything else is a name or an id in the store. platform: picks from images for several.
+    `docker-archive://FILE[:tag]`, `docker-image://NAME`, `host:`; of any other the files are the root file system,
+    which `files` gives by the context's name. Anything else is a name or an id in the store. platform: picks from
+    images for several.
 
     Repeating it is cheap. BuildError when there is no such image; CorruptError when bytes are not what their digest
     says, with nothing of the bad blob left in the store.
     """
-    where = context_for(text, named)
-    if where is None:
+    name = context_for(text, named)
+    if name is None:
         return None if text == "scratch" else _from_store(text, store)
-    scheme, colon, rest = where.partition(":")
+    scheme, colon, rest = named[name].partition(":")
+    rest = rest.removeprefix("//")
     if colon:
         if scheme == "oci-layout":
-            return _from_layout(rest.removeprefix("//"), text, platform, store)
-        if scheme in ("docker-archive", "oci-archive"):
-            return _from_archive(rest.removeprefix("//"), text, platform, store)
+            return _from_layout(rest, text, platform, store)
+        if scheme == "docker-archive":
+            return _from_archive(rest, text, platform, store)
         if scheme == "docker-image":
-            image = rest.removeprefix("//")
-            return None if image == "scratch" else _from_store(image, store)
+            return None if rest == "scratch" else _from_store(rest, store)
         if scheme == "host":
-            return _from_host(rest.removeprefix("//"), text, store)
-        if "/" not in scheme and rest.startswith("//"):
-            raise UnsupportedError(
-                f"build context {text!r} can not be a base image: {where}",
-                hint="oci-layout://, docker-archive://, docker-image://, host: and directories can",
-            )
-    return _from_directory(where, text, platform, store)
+            return _from_host(rest, text, store)
+    if files is None:
+        raise UnsupportedError(f"the build context {name}={named[name]} is no image")
+    return from_files(files(name), text, platform, store)
 
 
 def context_for(text: str, named: Mapping[str, str]) -> str | None:
-    """The named context that `text` means, names compared as docker does: `docker.io/library/a:latest` is `a`."""
+    """The name of the context that `text` means, compared as docker does: `docker.io/library/a:latest` is `a`."""
     if not named:
         return None
     if text in named:
-        return named[text]
-    wanted = _plain(text)
-    return next((where for name, where in named.items() if _plain(name) == wanted), None)
-
-
-def _plain(name: str) -> str:
-    try:
-        return Reference.parse(name).familiar.removesuffix(":latest")
-    except StoreError:
-        return name
+        return text
+    wanted = familiar(text)
+    return next((name for name in named if wanted and familiar(name) == wanted), None)
 
 
 # ---------------------------------------------------------------- the store
@@ -135,8 +134,10 @@ def _from_store(text: str, store: Store) -> BaseImage:
                 part
                 for part in (
                     error.hint,
-                    f"bring one in with `pybuild import ROOTFS.tar {text}` "
-                    f"or --build-context {text}=oci-layout://DIR, docker-archive://FILE or host:",
+                    (
+                        f"bring one in with `pybuild import ROOTFS.tar {text}`, or with "
+                        f"--build-context {text}=oci-layout://DIR, docker-archive://FILE or host:"
+                    ),
                 )
                 if part
             ),
@@ -167,7 +168,7 @@ class _Folder:
         return str(self.root)
 
     def open(self, name: str) -> BinaryIO:
-        return open(self.root / name, "rb", buffering=0)  # noqa: SIM115 - the caller closes
+        return open(self.root / name, "rb", buffering=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +347,7 @@ def _normal(platform: Platform) -> Platform:
 
 def _take(files: _Files, name: str, expected: Descriptor, store: Store) -> None:
     """Copy a blob into the store unless it is there, checking it on the way."""
-    if store.has(expected.digest):
+    if store.holds(expected):
         return
     try:
         stream = files.open(name)
@@ -365,7 +366,7 @@ def _take(files: _Files, name: str, expected: Descriptor, store: Store) -> None:
                 "copy or make it again",
             )
         try:
-            writer.commit(expected.digest)
+            writer.commit(expected.digest, expected.size)
         except CorruptError:
             raise CorruptError(f"{files.title}: {name} is not what its digest says", "copy or make it again") from None
 
@@ -413,10 +414,8 @@ def _remember(image: BaseImage) -> str:
 def _recall(text: str, name: str, store: Store) -> BaseImage | None:
     """What `_remember` wrote, while the store still has the layers."""
     found = json.loads(text)
-    layers = tuple(
-        Layer(digest(diff_id), Descriptor.from_json(descriptor)) for diff_id, descriptor in found["layers"]
-    )
-    if not all(store.has(layer.descriptor.digest) for layer in layers):
+    layers = tuple(Layer(digest(diff_id), Descriptor.from_json(descriptor)) for diff_id, descriptor in found["layers"])
+    if not all(store.holds(layer.descriptor) for layer in layers):
         return None
     return BaseImage(ImageConfig.from_json(found["config"]), layers, digest(found["digest"]), name)
 
@@ -424,15 +423,15 @@ def _recall(text: str, name: str, store: Store) -> BaseImage | None:
 @contextlib.contextmanager
 def _plain_archive(path: Path, store: Store) -> Iterator[_Archive]:
     """The archive as a plain tar file: unpacked into the store's tmp when it is compressed."""
-    from cache import layers
+    from cache import compression
 
     with path.open("rb") as stream:
-        if not layers.compressed(stream):
+        if not compression.compressed(stream):
             yield _Archive(path)
             return
         import tempfile
 
-        with layers.decompressed(stream) as plain, tempfile.NamedTemporaryFile(dir=store.root / "tmp") as copy:
+        with compression.decompressed(stream) as plain, tempfile.NamedTemporaryFile(dir=store.root / "tmp") as copy:
             while chunk := plain.read(_CHUNK):
                 copy.write(chunk)
             copy.flush()
@@ -484,10 +483,10 @@ def _docker_image(title: str, table: object, tag: str) -> Mapping[str, Any]:
     if not tag:
         return images[0]
     known = [name for image in images for name in image.get("RepoTags") or ()]
-    wanted = {tag, _plain(tag), Reference.parse(tag).familiar} if "/" in tag or ":" in tag else {tag}
+    wanted = {tag, familiar(tag), Reference.parse(tag).familiar} if "/" in tag or ":" in tag else {tag}
     for image in images:
         for repo_tag in image.get("RepoTags") or ():
-            if wanted & {repo_tag, _plain(repo_tag), repo_tag.rpartition(":")[2]}:
+            if wanted & {repo_tag, familiar(repo_tag), repo_tag.rpartition(":")[2]}:
                 return image
     raise BuildError(f"{title} has no image {tag!r}", hint=f"it has {', '.join(known)}" if known else "")
 
@@ -539,37 +538,37 @@ def _from_host(options: str, name: str, store: Store) -> BaseImage:
     return BaseImage(config, (layer,), digest_of(canonical(config.to_json())), name)
 
 
-def _from_directory(where: str, name: str, platform: Platform, store: Store) -> BaseImage:
-    """A directory's files, less what its .dockerignore leaves out, owned by root: BuildKit's local context as a base."""
-    from builder.context import Directory
-    from cache import layers
-    from cache.digests import Digests
-    from grammar.ignore import Ignore
+def from_files(files: Files, name: str, platform: Platform, store: Store) -> BaseImage:
+    """An image of one layer with all of `files`, which BuildKit allows for a named context that is no image.
 
-    folder = Path(where)
-    if not folder.is_dir():
-        raise BuildError(f"build context {name}: there is no directory {where}")
-    rules = folder / ".dockerignore"
-    ignore = Ignore.parse(rules.read_text("utf-8", "surrogateescape"), str(rules)) if rules.is_file() else None
-    files = Directory(folder, ignore, Digests(store.database))
-    entries = list(_walk(files, b""))
+    The layer is remembered by what is in it, so that the same files are packed once.
+    """
+    from builder.context import walk
+    from cache import layers
+
+    entries = list(_linked(walk(files), files))
     index = StepIndex(store.database)
-    wanted = key([("directory", "1"), *((_show(entry), _facts(entry, files)) for entry in entries)])
-    text = index.memo("directory", wanted)
+    wanted = key([("files", "1"), *((_show(entry), _facts(entry, files)) for entry in entries)])
+    text = index.memo("files", wanted)
     image = _recall(text, name, store) if text else None
     if image is None:
         layer = layers.write(entries, store).layer
         config = _empty(platform, layer=layer, how=f"files of the build context {name}")
         image = BaseImage(config, (layer,), digest_of(canonical(config.to_json())), name)
-        index.memoise("directory", wanted, _remember(image))
+        index.memoise("files", wanted, _remember(image))
     return image
 
 
-def _walk(files: Files, path: bytes) -> Iterator[Entry]:
-    for entry in files.children(path):
-        yield entry
-        if entry.kind is Kind.DIRECTORY:
-            yield from _walk(files, entry.path)
+def _linked(entries: Iterable[Entry], files: Files) -> Iterator[Entry]:
+    """The entries, those that are further names of one inode as hardlinks to its first."""
+    first: dict[object, bytes] = {}
+    for entry in entries:
+        group = files.links(entry) if entry.kind is Kind.FILE else None
+        target = first.setdefault(group, entry.path) if group is not None else entry.path
+        if target == entry.path:
+            yield entry
+        else:
+            yield replace(entry, kind=Kind.HARDLINK, target=target, size=0, content=None, digest="")
 
 
 def _show(entry: Entry) -> str:
@@ -580,7 +579,9 @@ def _facts(entry: Entry, files: Files) -> str:
     """All that counts of an entry but its time."""
     content = files.digest(entry) if entry.kind is Kind.FILE else ""
     xattrs = [(name, value.hex()) for name, value in entry.xattrs]
-    return f"{entry.kind.value} {entry.mode:o} {entry.uid}:{entry.gid} {content} {entry.target!r} {entry.device} {xattrs}"
+    return (
+        f"{entry.kind.value} {entry.mode:o} {entry.uid}:{entry.gid} {content} {entry.target!r} {entry.device} {xattrs}"
+    )
 
 
 # ---------------------------------------------------------------- import
@@ -597,8 +598,8 @@ def import_rootfs(
 ) -> Image:
     """Make an image of one layer of a root file system's tar, compressed or not, and give it `name`.
 
-    changes: lines of a Dockerfile, such as `CMD ["sh"]`, that set the config, as for `docker import`; without them it is
-    empty. message: the history's comment. The image's date is that of its newest file, so that the same tar gives the
+    changes: lines of a Dockerfile, such as `CMD ["sh"]`, that set the config, as for `docker import`; without them
+    it is empty. message: the history's comment. The image's date is that of its newest file, so that the same tar gives the
     same image. An empty `name` gives none. StoreError when it is no tar, with nothing left of it.
     """
     from cache import layers
@@ -621,3 +622,26 @@ def import_rootfs(
         store.tag(reference, image.id)
         image = store.image(image.id)
     return image
+
+
+def _changed(changes: Sequence[str], platform: Platform) -> StageState:
+    """The state of a stage without a base after `changes`."""
+    from builder import model
+    from builder.handlers import lower
+    from grammar import instructions
+    from grammar.parser import parse_trigger
+    from grammar.source import Source
+
+    refused = (instructions.Run, instructions.Copy, instructions.Add, instructions.Arg)
+    state = model.StageState(platform=platform)
+    for text in changes:
+        source = Source("--change", text)
+        scope = model.Scope(source, 0, ("import",), {}, {}, {}, {}, platform)
+        instruction = parse_trigger(text)
+        if isinstance(instruction, refused):
+            raise BuildError(
+                f"--change {text}: an import runs and copies nothing",
+                hint="CMD, ENV, LABEL, USER and the like can stand",
+            )
+        state = lower(instruction, state, scope).state
+    return state

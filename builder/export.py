@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,13 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from builder.errors import BuildError, UnsupportedError
 from builder.events import ExportFinished, ExportStarted, Reporter
-from cache.errors import CorruptError, StoreError
+from cache.errors import CorruptError
 from cache.oci import INDEX, MANIFEST, REF_NAME, Descriptor, Manifest, canonical, parse_json
 from cache.reference import Reference
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
     from builder.model import ImageResult, OutputSpec
     from cache.store import Store
 
@@ -111,7 +112,9 @@ def check(spec: OutputSpec) -> None:
                     hint="add dest=FILE, or redirect standard output",
                 )
         elif Path(spec.dest).is_dir():
-            raise BuildError(f"output type={spec.type}: {spec.dest} is a directory", hint="dest names the file to write")
+            raise BuildError(
+                f"output type={spec.type}: {spec.dest} is a directory", hint="dest names the file to write"
+            )
     elif Path(spec.dest).exists() and not Path(spec.dest).is_dir():
         raise BuildError(f"output type={spec.type}: {spec.dest} is not a directory")
 

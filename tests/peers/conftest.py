@@ -7,41 +7,16 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import debian
+from tests.peers.tools import CERTIFICATES, EXAMPLES, ROOT, Tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
-# Where CAP_SYS_RESOURCE is missing, runtimes fail on raising limits that they were not told to leave alone.
-LIMITS = ("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=8192:8192")
-CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A command line with what every call of it needs. Calling it gives its standard output."""
-
-    words: tuple[str, ...]
-    env: tuple[tuple[str, str], ...] = ()
-
-    def run(self, *args: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self.words, *map(str, args)], check=False, capture_output=True, text=True, timeout=timeout,
-            stdin=subprocess.DEVNULL, env={**os.environ, **dict(self.env)},
-        )  # fmt: skip
-
-    def __call__(self, *args: str | Path, timeout: float = 600) -> str:
-        done = self.run(*args, timeout=timeout)
-        assert done.returncode == 0, f"{self.words[0]} {' '.join(map(str, args))}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
-        return done.stdout
 
 
 def program(name: str) -> str:
@@ -63,9 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pybuild(store: Path) -> Tool:
-    return Tool(
-        (sys.executable, "-m", "builder.cli"), (("PYBUILD_ROOT", str(store)), ("PYTHONPATH", str(ROOT)))
-    )
+    return Tool((sys.executable, "-m", "builder.cli"), (("PYBUILD_ROOT", str(store)), ("PYTHONPATH", str(ROOT))))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 from tests import debian
 from tests.conformance import compare
-from tests.peers.conftest import CERTIFICATES, EXAMPLES, LIMITS, Tool
+from tests.peers.tools import CERTIFICATES, EXAMPLES, LIMITS, Tool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +67,9 @@ def test_web_service_example(
     assert [line for line in differences if not line.startswith(("config Env", "config WorkingDir"))] == []
 
 
-def test_files_owners_and_links(pybuild: Tool, buildah: Tool, debian_base: str, buildah_debian: None, tmp_path: Path) -> None:
+def test_files_owners_and_links(
+    pybuild: Tool, buildah: Tool, debian_base: str, buildah_debian: None, tmp_path: Path
+) -> None:
     context = tmp_path / "context"
     (context / "tree" / "deep").mkdir(parents=True)
     (context / "tree" / "deep" / "run.sh").write_text("#!/bin/sh\necho run\n")

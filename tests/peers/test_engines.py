@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.peers.conftest import LIMITS, Tool
+from tests.peers.tools import CERTIFICATES, EXAMPLES, LIMITS, Tool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,8 +55,6 @@ def archive(pybuild: Tool, web_image: str, tmp_path_factory: pytest.TempPathFact
 
 
 def _again() -> list[str | Path]:
-    from tests.peers.conftest import CERTIFICATES, EXAMPLES
-
     secret = ["--secret", f"id=ca,src={CERTIFICATES}"] if CERTIFICATES.exists() else []
     return [*secret, EXAMPLES / "python-web"]
 
@@ -79,8 +78,6 @@ def test_podman_loads_and_runs_the_web_service(podman: Tool, archive: Path, web_
 
 @pytest.mark.docker
 def test_docker_runs_what_stands_on_the_host_base(pybuild: Tool, docker: Tool, tmp_path: Path) -> None:
-    from tests.peers.conftest import EXAMPLES
-
     path = tmp_path / "hello.tar"
     pybuild(
         "build", "-t", "hello:1", "--build-context", "base=host:", "-o", f"type=docker,dest={path}", EXAMPLES / "hello"
@@ -92,8 +89,6 @@ def test_docker_runs_what_stands_on_the_host_base(pybuild: Tool, docker: Tool, t
 
 def test_docker_load_reads_a_stream(pybuild: Tool, docker: Tool, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
-    import os
-
     env = {**os.environ, **dict(pybuild.env)}
     build = subprocess.run(
         [*pybuild.words, "build", "-t", "streamed:1", "-o", "type=docker,dest=-", tmp_path],
