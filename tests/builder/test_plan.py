@@ -53,7 +53,9 @@ def test_a_stage_is_named_by_number_and_in_any_case() -> None:
 
 
 def test_mounts_are_edges() -> None:
-    text = "FROM scratch AS s\nFROM busybox\nRUN --mount=type=cache,from=s,target=/c --mount=from=debian,target=/d true\n"
+    text = (
+        "FROM scratch AS s\nFROM busybox\nRUN --mount=type=cache,from=s,target=/c --mount=from=debian,target=/d true\n"
+    )
     assert indexes(planned(text)) == [0, 1]
 
 
@@ -90,9 +92,7 @@ def test_a_number_is_no_target() -> None:
 
 def test_copy_from_a_later_stage() -> None:
     error = refused("FROM scratch AS one\nCOPY --from=two /a /a\nFROM scratch AS two\nFROM one\n")
-    assert error.message == 'cannot copy from stage "two": it needs to be defined before the current stage "one"' or (
-        "needs to be defined before" in error.message
-    )
+    assert error.message == 'cannot copy from stage "two": it needs to be defined before the current stage "one"'
     assert error.span is not None
     assert error.span.line == 2
 
@@ -126,7 +126,9 @@ def test_mount_from_a_later_stage() -> None:
 
 
 def test_several_mistakes_come_together() -> None:
-    error = refused("FROM scratch AS one\nCOPY --from=7 /a /a\nFROM scratch\nCOPY --from=8 /a /a\nCOPY --from=$X /a /a\n")
+    error = refused(
+        "FROM scratch AS one\nCOPY --from=7 /a /a\nFROM scratch\nCOPY --from=8 /a /a\nCOPY --from=$X /a /a\n"
+    )
     assert isinstance(error, BuildErrors)
     assert [one.span.line for one in error.errors if one.span] == [2, 4, 5]
 
@@ -171,7 +173,11 @@ def test_a_stage_spelt_in_capitals_is_an_image_name_and_no_valid_one() -> None:
 def test_platform_arguments() -> None:
     found = planned("FROM --platform=$BUILDPLATFORM busybox AS b\nFROM --platform=arm64 busybox\n", platform=ARM)
     args = dict(found.global_args)
-    assert (args["TARGETPLATFORM"], args["TARGETARCH"], args["BUILDPLATFORM"]) == ("linux/arm64", "arm64", "linux/amd64")
+    assert (args["TARGETPLATFORM"], args["TARGETARCH"], args["BUILDPLATFORM"]) == (
+        "linux/arm64",
+        "arm64",
+        "linux/amd64",
+    )
     assert args["TARGETSTAGE"] == "default"
     assert found.unused[0].base.platform == AMD
     assert found.stages[0].base.platform == ARM
