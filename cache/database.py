@@ -147,7 +147,14 @@ class Database:
 
     def compact(self) -> None:
         """Give the pages that deleted rows have left back to the file system."""
-        self.query("PRAGMA incremental_vacuum")
+        import sqlite3
+
+        with self._lock:
+            try:
+                # It is done one page at a time, and `execute` takes only the first step of what gives no columns.
+                self._open().executescript("PRAGMA incremental_vacuum")
+            except sqlite3.Error as error:
+                raise self._translated(error) from error
 
     def close(self) -> None:
         """Close the file; a later use opens it again."""

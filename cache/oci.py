@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform as _platform
+import os
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any, NewType
@@ -79,7 +79,7 @@ _MACHINES = {
 
 def host_platform() -> Platform:
     """The platform of this machine."""
-    machine = _platform.machine()
+    machine = os.uname().machine
     architecture, variant = _MACHINES.get(machine, (machine, ""))
     return Platform("linux", architecture, variant)
 

@@ -88,15 +88,21 @@ def familiar_name(full: str) -> str:
     """The familiar spelling of a full one, as `Reference.full` gives it."""
     if not full.startswith(DOCKER + "/"):
         return full
-    rest = full[len(DOCKER) + 1 :]
-    short = rest.removeprefix(_OFFICIAL)
-    # docker.io/library/a/b keeps `library/`: a/b alone would be read as docker.io/a/b.
-    return rest if "/" in short else short
+    short = full[len(DOCKER) + 1 :]
+    if short.count("/") == 1:
+        short = short.removeprefix(_OFFICIAL)
+    # docker.io/a.b/c keeps its registry: a.b would be read as one.
+    return full if "/" in short and _is_registry(short.partition("/")[0]) else short
+
+
+def _is_registry(first: str) -> bool:
+    """Whether the part before the first slash of a name is a registry."""
+    return "." in first or ":" in first or first == "localhost" or first.lower() != first
 
 
 def _split(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
-    if not slash or not ("." in first or ":" in first or first == "localhost" or first.lower() != first):
+    if not slash or not _is_registry(first):
         registry, repository = DOCKER, name
     else:
         registry, repository = first, rest
@@ -108,8 +114,9 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _repository_hint(repository: str, text: str) -> str:
-    if repository.lower() != repository and _REPOSITORY.fullmatch(repository.lower()):
-        return f"repository names are lower case: {text.replace(repository, repository.lower())}"
+    written = repository if repository in text else repository.removeprefix(_OFFICIAL)
+    if _REPOSITORY.fullmatch(written.lower()):
+        return f"repository names are lower case: {text.replace(written, written.lower(), 1)}"
     if "://" in text:
         return "an image name has no scheme such as https://"
     return "repository names are made of a-z, 0-9 and the separators . _ __ - /"
