@@ -7,11 +7,15 @@ lines that are not empty count as many as the diff ids (image-spec config.md, `h
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from builder.model import Lowered, StageState
 from cache.oci import Digest, History, ImageConfig, Layer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from builder.model import Lowered, StageState
 
 COMMENT = "buildkit.dockerfile.v0"
 """The comment by which docker's tools know a line that a Dockerfile made."""
@@ -19,9 +23,10 @@ COMMENT = "buildkit.dockerfile.v0"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One lowered instruction carried out. layer: None when it added nothing. created: seconds since the epoch, or None.
+    """One lowered instruction carried out.
 
-    `created` is None for an instruction that only changes metadata: it has no time of its own.
+    layer: None when it added nothing. created: in seconds since the epoch; None for an instruction that only changes
+    metadata, which has no time of its own.
     """
 
     lowered: Lowered

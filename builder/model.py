@@ -61,6 +61,15 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Supplies:
+    """What the user gave for all RUNs of a build."""
+
+    options: RunOptions = RunOptions()
+    secrets: tuple[SecretSource, ...] = ()
+    ssh: tuple[SshSource, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class BuildRequest:
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 

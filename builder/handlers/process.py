@@ -14,6 +14,7 @@ import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builder.errors import BuildError
 from builder.executors import Bind, RunSpec, Tmpfs
@@ -30,9 +31,10 @@ from builder.model import (
     SshSource,
     TmpfsMount,
 )
-from cache.entries import Files
 from cache.snapshots import Root
-from grammar.source import Source
+
+if TYPE_CHECKING:
+    from cache.entries import Files
 
 Locate = Callable[[Origin, str], tuple[Path | Root, str]]
 """(origin, path in it) → where those files can be mounted from, and the path inside that; FileNotFoundError."""
@@ -45,7 +47,6 @@ Seed = Callable[[Origin, str, Path], None]
 class Surroundings:
     """What every RUN of one build shares. mounts: the folder of persistent cache mounts. resolv_conf: its content."""
 
-    source: Source
     options: RunOptions
     mounts: Path
     locate: Locate
@@ -55,9 +56,7 @@ class Surroundings:
     resolv_conf: bytes
 
 
-def describe(
-    step: RunStep, root: Root, parent: Files, around: Surroundings, stack: contextlib.ExitStack
-) -> RunSpec:
+def describe(step: RunStep, root: Root, parent: Files, around: Surroundings, stack: contextlib.ExitStack) -> RunSpec:
     """The process of `step` in `root`, whose files `parent` shows.
 
     Raises BuildError for an unknown user, a required secret or agent that was not given, a mount source that is not
@@ -125,9 +124,7 @@ def _bind(mount: BindMount, around: Surroundings) -> Bind:
     try:
         source, inside = around.locate(mount.origin, mount.source)
     except FileNotFoundError:
-        raise BuildError(
-            f"bind mount source {mount.source!r} not found", span=mount.span, source=around.source
-        ) from None
+        raise BuildError(f"bind mount source {mount.source!r} not found", span=mount.span) from None
     return Bind(source, mount.target, readonly=not mount.writable, discard_writes=mount.writable, inside=inside)
 
 
@@ -138,7 +135,6 @@ def _secret(mount: SecretMount, around: Surroundings) -> bytes | None:
             raise BuildError(
                 f"secret {mount.id}: not found",
                 span=mount.span,
-                source=around.source,
                 hint=f"give it with --secret id={mount.id},src=FILE or id={mount.id},env=NAME",
             )
         return None
@@ -158,7 +154,6 @@ def _agent(mount: SshMount, around: Surroundings) -> Path | None:
             raise BuildError(
                 f"unset ssh forward key {mount.id}",
                 span=mount.span,
-                source=around.source,
                 hint=f"give it with --ssh {mount.id}, with an agent in SSH_AUTH_SOCK, or --ssh {mount.id}=SOCKET",
             )
         return None

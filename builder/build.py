@@ -1,0 +1,219 @@
+"""A build from its request to its outputs: read, plan, lower, check, perform, name, export.
+
+Everything up to `perform` moves no bytes: a mistake that can be seen in the text, in the arguments or in the lists of
+files is an error before the first step.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import TYPE_CHECKING, BinaryIO
+
+from builder import bases, handlers
+from builder.context import is_image, open_contexts
+from builder.engine import Engine, StageWork, Work
+from builder.errors import BuildError, raise_all
+from builder.events import BuildFinished, BuildPlanned, Warned
+from builder.handlers import files
+from builder.model import BuildResult, FileStep, Origin, Supplies
+from builder.plan import plan, with_triggers
+from cache.digests import Digests
+from cache.oci import MAX_LAYERS
+from cache.reference import Reference
+from grammar.parser import parse
+
+if TYPE_CHECKING:
+    import threading
+
+    from builder.bases import BaseImage
+    from builder.context import Contexts
+    from builder.engine import Ground
+    from builder.events import Reporter
+    from builder.model import BuildRequest, ImageResult, Plan, StagePlan, StageState
+    from cache.oci import Platform
+    from cache.store import Store
+
+
+def build(
+    request: BuildRequest,
+    *,
+    store: Store,
+    isolation: Ground,
+    report: Reporter,
+    stop: threading.Event,
+    stdin: BinaryIO | None = None,
+) -> BuildResult:
+    """Build what was asked for and say what came out; the image and its names are in the store then.
+
+    stop: set it to end the build; CancelledError is raised soon after. stdin: where a context or a Dockerfile called
+    `-` is read from. Raises DockerfileError, BuildError or StoreError; then no name has moved and no output is
+    half-written.
+    """
+    from builder.export import check, export
+
+    started = time.monotonic()
+    for spec in request.outputs:
+        check(spec)
+    with store.lease(), open_request(request, store, stdin) as contexts:
+        made, work = prepare(request, store, contexts)
+        findings = made.findings + tuple(
+            finding for stage in work.stages for lowered in stage.lowered for finding in lowered.findings
+        )
+        for finding in findings:
+            report(Warned(finding))
+        report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
+        engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
+        engine.run()
+        image = engine.image(made.target)
+        names = tuple(_tag(name, image, store) for name in request.tags)
+        for spec in request.outputs:
+            export(image, spec, names, store, report)
+    steps, cached = engine.counts()
+    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
+    report(BuildFinished(result))
+    return result
+
+
+def open_request(request: BuildRequest, store: Store, stdin: BinaryIO | None) -> Contexts:
+    """The contexts of a request and its Dockerfile's text."""
+    return open_contexts(
+        request.context,
+        request.file,
+        stdin or io.BytesIO(),
+        named=request.build_contexts,
+        digests=Digests(store.database),
+        fetcher=None,
+        ignore_file=request.ignore_file,
+    )
+
+
+def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Plan, Work]:
+    """Plan, lower and check; changes nothing but that bases come into the store."""
+    made = plan(
+        parse(contexts.source),
+        request.target,
+        dict(request.build_args),
+        request.platform,
+        [name for name, _ in request.build_contexts],
+        allow=request.run.allow,
+    )
+    named = dict(request.build_contexts)
+    made, images = _with_bases(made, named, store)
+    stages = lower_stages(made, images)
+    _add_images(stages, images, made.platform, named, store)
+    check_steps(stages, contexts, images)
+    supplies = Supplies(request.run, request.secrets, request.ssh)
+    fresh = None if request.no_cache else request.no_cache_filter
+    return made, Work(stages, made.target, contexts, images, request.labels, fresh, made.epoch, supplies)
+
+
+def _with_bases(made: Plan, named: dict[str, str], store: Store) -> tuple[Plan, dict[str, BaseImage | None]]:
+    """The base image of every planned stage that has one; their triggers may bring further stages into the plan."""
+    images: dict[str, BaseImage | None] = {}
+    seen: set[int] = set()
+    while True:
+        missing = [s for s in made.stages if s.base.stage is None and s.stage.index not in seen]
+        if not missing:
+            return made, images
+        for stage in missing:
+            index = stage.stage.index
+            seen.add(index)
+            name = image_of(stage)
+            if name not in images:
+                try:
+                    images[name] = bases.resolve(name, stage.base.platform or made.platform, named, store)
+                except BuildError as error:
+                    error.span = error.span or stage.stage.from_.image.span
+                    error.source = error.source or made.dockerfile.source
+                    raise
+            base = images[name]
+            for source, trigger in handlers.image_triggers(base.config if base else None, name):
+                made = with_triggers(made, index, [trigger], source)
+
+
+def image_of(stage: StagePlan) -> str:
+    """The name by which a stage's base image is asked for: a named context's, or as FROM has it."""
+    return stage.base.context if stage.base.context is not None else stage.base.image
+
+
+def _add_images(
+    stages: tuple[StageWork, ...],
+    images: dict[str, BaseImage | None],
+    platform: Platform,
+    named: dict[str, str],
+    store: Store,
+) -> None:
+    """The images that COPY --from and mounts name. A context that is files and no image is none of them."""
+    for stage in stages:
+        for lowered in stage.lowered:
+            for origin in _origins(lowered.step):
+                name = origin.image
+                if origin.context and is_image(named[origin.context]):
+                    name = origin.context
+                if name is not None and name not in images:
+                    images[name] = bases.resolve(name, platform, named, store)
+
+
+def lower_stages(made: Plan, images: dict[str, BaseImage | None]) -> tuple[StageWork, ...]:
+    """Every planned stage lowered, in the plan's order. Pure. BuildError, or BuildErrors for several mistakes."""
+    work: list[StageWork] = []
+    states: dict[int, StageState] = {}
+    errors: list[BuildError] = []
+    for stage in made.stages:
+        index = stage.stage.index
+        scope = made.scope(index)
+        base = images[image_of(stage)] if stage.base.stage is None else None
+        if stage.base.stage is not None:
+            if stage.base.stage not in states:
+                continue  # the stage below has mistakes of its own, which are told
+            first = handlers.inherited_state(states[stage.base.stage], scope)
+        else:
+            first = handlers.initial_state(base.config if base else None, scope)
+        try:
+            lowered = handlers.lower_all(stage.instructions, first, scope)
+        except BuildError as error:
+            errors.append(error)
+            continue
+        item = StageWork(stage, base, first, lowered)
+        states[index] = item.state
+        work.append(item)
+    raise_all(errors)
+    return tuple(work)
+
+
+def check_steps(work: tuple[StageWork, ...], contexts: Contexts, images: dict[str, BaseImage | None]) -> None:
+    """What can be found wrong before anything runs: sources that are not in their context, too many layers."""
+    errors: list[BuildError] = []
+    for stage in work:
+        layers = len(stage.base.layers) if stage.base else 0
+        layers += sum(lowered.step is not None for lowered in stage.lowered)
+        if stage.plan.base.stage is None and layers > MAX_LAYERS:
+            errors.append(
+                BuildError(
+                    f"stage {stage.plan.title} would have {layers} layers; docker refuses more than {MAX_LAYERS}",
+                    span=stage.plan.stage.from_.span,
+                    source=contexts.source,
+                    hint="join RUN instructions, or copy the result into a fresh stage",
+                )
+            )
+        for lowered in stage.lowered:
+            step = lowered.step
+            if isinstance(step, FileStep) and step.origin.context is not None and step.origin.context not in images:
+                try:
+                    files.check(step, contexts.files(step.origin.context), source=contexts.source)
+                except BuildError as error:
+                    errors.append(error)
+    raise_all(errors)
+
+
+def _origins(step: object) -> list[Origin]:
+    if isinstance(step, FileStep):
+        return [step.origin]
+    return [origin for mount in getattr(step, "mounts", ()) if (origin := getattr(mount, "origin", None)) is not None]
+
+
+def _tag(name: str, image: ImageResult, store: Store) -> str:
+    reference = Reference.parse(name)
+    store.tag(reference, image.id)
+    return reference.full

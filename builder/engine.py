@@ -1,0 +1,386 @@
+"""The engine: ensure each stage, each step looked up by its key or performed, committed, recorded, told.
+
+It knows two kinds of steps and not eighteen instructions, and nothing of how they were asked for: `build` prepares the
+work, and this is only carrying it out. Stages are threads, each waiting for the stages it needs; within a stage, order
+is the language's own meaning.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from builder.assembly import Made, assemble
+from builder.errors import BuildError, CancelledError
+from builder.events import StepFailed, StepFinished, StepOutput, StepStarted, TierChosen
+from builder.handlers import files as file_steps
+from builder.handlers import run as run_steps
+from builder.model import BindMount, FileStep, ImageResult, Origin, PathSource, RunStep, Supplies
+from cache.index import Index, Record, key
+from cache.oci import MAX_LAYERS, canonical, chain_ids, digest_of
+from cache.tree import Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from builder.bases import BaseImage
+    from builder.context import Contexts
+    from builder.events import Reporter
+    from builder.executors import Executor
+    from builder.model import Lowered, StagePlan, StageState
+    from builder.runner import Runner
+    from cache.entries import Files
+    from cache.index import Part
+    from cache.layers import Written
+    from cache.oci import Digest, ImageConfig, Layer
+    from cache.snapshots import Snapshots
+    from cache.store import Store
+
+
+class Ground(Protocol):
+    """Where RUNs can run; see `builder.isolation`."""
+
+    @property
+    def tier(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why this one and no better one."""
+        ...
+
+    def executor(self) -> Executor:
+        """A new executor, to be closed."""
+        ...
+
+    def snapshots(self, store: Store) -> Snapshots:
+        """The snapshots that its executor can mount."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StageWork:
+    """A stage with all its instructions lowered: triggers of the base first, then its own."""
+
+    plan: StagePlan
+    base: BaseImage | None
+    first: StageState
+    lowered: tuple[Lowered, ...]
+
+    @property
+    def state(self) -> StageState:
+        """The state after the last instruction."""
+        return self.lowered[-1].state if self.lowered else self.first
+
+    @property
+    def total(self) -> int:
+        """How many steps progress counts; FROM is the first."""
+        return 1 + sum(lowered.step is not None for lowered in self.lowered)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All that is carried out, and what it draws on.
+
+    stages: in the plan's order. images: those that FROM, COPY --from and mounts name, by that name. labels: of the
+    command line, for the target. fresh: titles of stages whose steps are not looked up, None for all. epoch: the time
+    of everything that is made, in seconds, None for now.
+    """
+
+    stages: tuple[StageWork, ...]
+    target: int
+    contexts: Contexts
+    images: Mapping[str, BaseImage | None]
+    labels: tuple[tuple[str, str], ...] = ()
+    fresh: frozenset[str] | None = frozenset()
+    epoch: int | None = None
+    supplies: Supplies = field(default_factory=Supplies)
+
+
+@dataclass(slots=True)
+class StageRun:
+    """A stage while it is built. `done` is set when it ended, one way or the other.
+
+    base: the config it stands on. dirty: some step was not in the cache. parent: the last intermediate image.
+    """
+
+    work: StageWork
+    base: ImageConfig | None = None
+    config: ImageConfig | None = None
+    layers: tuple[Layer, ...] = ()
+    made: list[Made] = field(default_factory=list)
+    cached: int = 0
+    steps: int = 0
+    dirty: bool = False
+    parent: Digest | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Engine:
+    """One build's moving parts; it lives for one call of `run`."""
+
+    def __init__(self, work: Work, *, store: Store, ground: Ground, report: Reporter, stop: threading.Event) -> None:
+        self._work = work
+        self._store = store
+        self._ground = ground
+        self._report = report
+        self._stop = stop
+        self._index = Index(store.database)
+        self._stages = {item.plan.stage.index: StageRun(item) for item in work.stages}
+        self._numbers = itertools.count(1)
+        self._failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._made_runner: Runner | None = None
+
+    # ------------------------------------------------------------ stages
+
+    def run(self) -> None:
+        """Build every stage; raises the first failure after all stages have ended."""
+        try:
+            if len(self._stages) == 1:
+                self._guard(*self._stages.values())
+            else:
+                threads = [
+                    threading.Thread(target=self._guard, args=(stage,), name=stage.work.plan.title)
+                    for stage in self._stages.values()
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+        finally:
+            if self._made_runner is not None:
+                self._made_runner.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _guard(self, stage: StageRun) -> None:
+        """Build one stage; the first failure of any stage stops the others."""
+        try:
+            for index in sorted(stage.work.plan.needs):
+                self._stages[index].done.wait()
+            if self._failure is None:
+                self._build_stage(stage)
+        except BaseException as error:
+            with self._lock:
+                if self._failure is None:
+                    self._failure = error
+            self._stop.set()
+        finally:
+            stage.done.set()
+
+    def _build_stage(self, stage: StageRun) -> None:
+        """Do every instruction of a stage, in order."""
+        base_config, stage.layers = self._base_of(stage)
+        stage.base = base_config
+        for lowered in stage.work.lowered:
+            if lowered.step is None:
+                stage.made.append(Made(lowered))
+            else:
+                self._do(stage, lowered)
+            if stage.dirty:
+                self._leave_intermediate(stage, lowered)
+        stage.config = self._config(stage)
+
+    def _base_of(self, stage: StageRun) -> tuple[ImageConfig | None, tuple[Layer, ...]]:
+        below = stage.work.plan.base.stage
+        if below is not None:
+            other = self._stages[below]
+            return other.config, other.layers
+        if stage.work.base is None:
+            return None, ()
+        return stage.work.base.config, stage.work.base.layers
+
+    def _config(self, stage: StageRun) -> ImageConfig:
+        """The stage's image config. Its time is that of the first build that gave this very content.
+
+        A rebuild that changes nothing so keeps the image's id, as docker's cache does.
+        """
+        state = stage.work.state
+        labels = self._work.labels if stage.work.plan.stage.index == self._work.target else ()
+        if self._work.epoch is not None:
+            return assemble(stage.base, state, stage.made, labels=labels, created=self._work.epoch, fixed=True)
+        bare = assemble(stage.base, state, stage.made, labels=labels, created=None)
+        fingerprint = digest_of(canonical(bare.to_json()))
+        known = self._index.memo("image created", fingerprint)
+        created = float(known) if known else time.time()
+        if not known:
+            self._index.memoise("image created", fingerprint, repr(created))
+        return assemble(stage.base, state, stage.made, labels=labels, created=created)
+
+    def _leave_intermediate(self, stage: StageRun, lowered: Lowered) -> None:
+        """The image of the stage as it is after this instruction, seen with `image ls -a`."""
+        created = next((made.created for made in reversed(stage.made) if made.created is not None), time.time())
+        epoch = self._work.epoch
+        config = assemble(
+            stage.base, lowered.state, stage.made, created=created if epoch is None else epoch, fixed=epoch is not None
+        )
+        stage.parent = self._store.put_image(config, stage.layers, parent=stage.parent, intermediate=True).id
+
+    def image(self, index: int) -> ImageResult:
+        """The finished stage as an image in the store. Idempotent."""
+        stage = self._stages[index]
+        assert stage.config is not None
+        image = self._store.put_image(stage.config, stage.layers, parent=stage.parent)
+        return ImageResult(image.id, stage.config, stage.layers, image.manifest)
+
+    def counts(self) -> tuple[int, int]:
+        """How many steps there were, and how many of them came from the cache."""
+        return sum(s.steps for s in self._stages.values()), sum(s.cached for s in self._stages.values())
+
+    # ------------------------------------------------------------ steps
+
+    def _do(self, stage: StageRun, lowered: Lowered) -> None:
+        """One step: key, hit or perform, record, tell."""
+        step = lowered.step
+        assert step is not None
+        if self._stop.is_set():
+            raise CancelledError("the build was stopped")
+        stage.steps += 1
+        number = next(self._numbers)
+        self._report(
+            StepStarted(
+                number,
+                stage.work.plan.title,
+                stage.steps + 1,
+                stage.work.total,
+                lowered.title,
+                lowered.instruction.span.line,
+            )
+        )
+        started = time.monotonic()
+        try:
+            parts = self._parts(stage, lowered)
+            hidden = run_steps.run_secrets(step) if isinstance(step, RunStep) else ()
+            identity = key(parts, hidden=hidden)
+            place = f"{self._work.contexts.name} {stage.work.plan.title} {stage.steps}"
+            fresh = self._work.fresh is None or stage.work.plan.title in self._work.fresh
+            record = None if fresh else self._index.lookup(identity)
+            reason = ""
+            hit = record is not None
+            if record is None:
+                reason = "no cache" if fresh else self._index.explain(place, parts)
+                record = self._perform(stage, lowered, number, identity, started)
+                self._index.record(record, parts, place)
+                stage.dirty = True
+            else:
+                stage.cached += 1
+        except BaseException as error:
+            self._report(StepFailed(number, time.monotonic() - started))
+            if isinstance(error, BuildError):
+                error.source = error.source or self._work.contexts.source
+                error.span = error.span or lowered.instruction.span
+            raise
+        if record.layer is not None:
+            stage.layers = (*stage.layers, record.layer)
+            if len(stage.layers) > MAX_LAYERS:
+                raise BuildError(
+                    f"this would be layer {len(stage.layers)}; docker refuses more than {MAX_LAYERS}",
+                    span=lowered.instruction.span,
+                    source=self._work.contexts.source,
+                    hint="join RUN instructions, or copy the result into a fresh stage",
+                )
+        stage.made.append(Made(lowered, record.layer, record.created))
+        self._report(StepFinished(number, hit, time.monotonic() - started, record.size, record.files, reason))
+
+    def _parts(self, stage: StageRun, lowered: Lowered) -> list[Part]:
+        """What the step's result depends on, readable; its hash is the key."""
+        parent = (
+            "parent",
+            chain_ids(tuple(layer.diff_id for layer in stage.layers))[-1] if stage.layers else "scratch",
+        )
+        platform = ("platform", str(lowered.state.platform))
+        match lowered.step:
+            case RunStep() as step:
+                parts = [platform, parent, *run_steps.run_parts(step)]
+                for mount in step.mounts:
+                    if isinstance(mount, BindMount):
+                        selection = FileStep(mount.origin, (PathSource(mount.source, lowered.instruction.span),), "/")
+                        parts += [(f"mount {mount.target} {name}", value) for name, value in self._inputs(selection)]
+                return parts
+            case FileStep() as step:
+                return [platform, *([] if step.link else [parent]), *file_steps.step_parts(step), *self._inputs(step)]
+            case _:
+                raise AssertionError(lowered)
+
+    def _inputs(self, step: FileStep) -> list[Part]:
+        """What of the files that a step takes counts for its key.
+
+        The files of a stage or an image are named by their chain of layers, so what a selection of them amounts to is
+        worked out once and remembered.
+        """
+        view = self._view(step.origin)
+        fetch = self._work.contexts.fetcher
+        if not isinstance(view, Tree):
+            return file_steps.inputs(step, view, fetch)
+        question = key(
+            [
+                ("layers", " ".join(layer.diff_id for layer in view.layers)),
+                *((f"path {source.pattern}", "") for source in step.sources if isinstance(source, PathSource)),
+                *file_steps.step_parts(step),
+            ]
+        )
+        answer = self._index.memo("selection", question)
+        if answer is None:
+            answer = key(file_steps.inputs(step, view, fetch))
+            self._index.memoise("selection", question, answer)
+        return [("files", answer)]
+
+    def _perform(self, stage: StageRun, lowered: Lowered, number: int, identity: str, started: float) -> Record:
+        """Carry the step out and write what it changed as a layer."""
+        match lowered.step:
+            case FileStep() as step:
+                written = self._copy(stage, step)
+            case RunStep() as step:
+                written = self._runner().run(
+                    step, stage.layers, lambda data: self._report(StepOutput(number, data)), self._stop
+                )
+            case _:
+                raise AssertionError(lowered)
+        now = time.time() if self._work.epoch is None else self._work.epoch
+        seconds = time.monotonic() - started
+        if written is None:
+            return Record(identity, None, 0, 0, now, seconds)
+        return Record(identity, written.layer, written.size, written.files, now, seconds)
+
+    def _copy(self, stage: StageRun, step: FileStep) -> Written | None:
+
+        parent = Tree(self._store, () if step.link else stage.layers)
+        entries = file_steps.perform(
+            step, self._view(step.origin), parent, self._work.contexts.fetcher, epoch=self._work.epoch
+        )
+        return write_changes(entries, self._store, epoch=self._work.epoch)
+
+    # ------------------------------------------------------------ places
+
+    def _view(self, origin: Origin) -> Files | None:
+        """The files that an origin stands for; None for scratch, which has none."""
+        if origin.stage is not None:
+            return Tree(self._store, self._stages[origin.stage].layers)
+        name = origin.image if origin.image is not None else origin.context
+        assert name is not None
+        if name in self._work.images:
+            image = self._work.images[name]
+            return Tree(self._store, image.layers if image else ())
+        return self._work.contexts.files(name)
+
+    def _runner(self) -> Runner:
+        """What only a RUN needs, made at the first one."""
+        from builder.runner import Runner
+
+        with self._lock:
+            if self._made_runner is None:
+                self._report(TierChosen(self._ground.tier, self._ground.reason))
+                self._made_runner = Runner(
+                    self._store,
+                    self._ground.executor(),
+                    self._ground.snapshots(self._store),
+                    self._work.supplies,
+                    self._view,
+                    self._work.epoch,
+                )
+            return self._made_runner
