@@ -23,8 +23,8 @@ def test_table_is_whole() -> None:
 def text_of(row: dict[str, Any]) -> str:
     if "text_repeat" in row:
         before, unit, count, after = row["text_repeat"]
-        return before + unit * count + after
-    return row["text"]
+        return str(before + unit * count + after)
+    return str(row["text"])
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
