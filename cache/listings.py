@@ -1,0 +1,114 @@
+"""A layer's entries as a file beside the store's blobs, so that asking what a layer holds need not unpack it.
+
+Columns in JSON, after a line with the sha256 of what follows. 10,000 entries are read in about 20 ms, most of it spent
+making `Entry` objects; one JSON object for each entry takes three times as long. The file can be made again from the
+layer's blob at any time, so one that is damaged, or of another version, counts as missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+from cache.entries import Entry, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_VERSION = b"pybuild listing 1 "
+
+_LETTERS = {
+    Kind.FILE: "f",
+    Kind.DIRECTORY: "d",
+    Kind.SYMLINK: "l",
+    Kind.HARDLINK: "h",
+    Kind.CHARACTER: "c",
+    Kind.BLOCK: "b",
+    Kind.FIFO: "p",
+    Kind.WHITEOUT: "w",
+    Kind.OPAQUE: "o",
+}
+_KINDS = {letter: kind for kind, letter in _LETTERS.items()}
+_NO_FILE = "0" * 64
+
+
+def encode(entries: Iterable[Entry]) -> bytes:
+    """The entries, contents left out, as the bytes of a listing."""
+    rows = tuple(entries)
+    body = json.dumps(
+        {
+            # Latin-1 gives every byte a character; a path has no zero byte.
+            "paths": b"\0".join(entry.path for entry in rows).decode("latin-1"),
+            "kinds": "".join(_LETTERS[entry.kind] for entry in rows),
+            "modes": [entry.mode for entry in rows],
+            "uids": _column([entry.uid for entry in rows]),
+            "gids": _column([entry.gid for entry in rows]),
+            "sizes": [entry.size for entry in rows],
+            "mtimes": _column([entry.mtime_ns for entry in rows]),
+            "digests": "".join(entry.digest or _NO_FILE for entry in rows if entry.kind is Kind.FILE),
+            "targets": {number: entry.target.decode("latin-1") for number, entry in enumerate(rows) if entry.target},
+            "devices": {number: entry.device for number, entry in enumerate(rows) if entry.device != (0, 0)},
+            "xattrs": {
+                number: [[name, value.decode("latin-1")] for name, value in entry.xattrs]
+                for number, entry in enumerate(rows)
+                if entry.xattrs
+            },
+        },
+        separators=(",", ":"),
+    ).encode()
+    return _VERSION + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def decode(data: bytes) -> tuple[Entry, ...] | None:
+    """The entries that `encode` was given; None for anything that it did not write."""
+    head, _, body = data.partition(b"\n")
+    if head != _VERSION + hashlib.sha256(body).hexdigest().encode():
+        return None
+    table = json.loads(body)
+    kinds = [_KINDS[letter] for letter in table["kinds"]]
+    count = len(kinds)
+    if not count:
+        return ()
+    digests: list[str] = [""] * count
+    hexes = table["digests"]
+    at = 0
+    for number, kind in enumerate(kinds):
+        if kind is Kind.FILE:
+            digests[number] = hexes[at : at + 64]
+            at += 64
+    targets = [b""] * count
+    for number, target in table["targets"].items():
+        targets[int(number)] = target.encode("latin-1")
+    devices = [(0, 0)] * count
+    for number, (major, minor) in table["devices"].items():
+        devices[int(number)] = (major, minor)
+    xattrs: list[tuple[tuple[str, bytes], ...]] = [()] * count
+    for number, pairs in table["xattrs"].items():
+        xattrs[int(number)] = tuple((name, value.encode("latin-1")) for name, value in pairs)
+    return tuple(
+        map(
+            Entry,
+            table["paths"].encode("latin-1").split(b"\0"),
+            kinds,
+            table["modes"],
+            _spread(table["uids"], count),
+            _spread(table["gids"], count),
+            table["sizes"],
+            _spread(table["mtimes"], count),
+            targets,
+            devices,
+            xattrs,
+            [None] * count,
+            ["" if digest == _NO_FILE else digest for digest in digests],
+        )
+    )
+
+
+def _column(values: list[int]) -> list[int] | int:
+    """One number where all are the same, as owners mostly are."""
+    return values[0] if values and values.count(values[0]) == len(values) else values
+
+
+def _spread(column: list[int] | int, count: int) -> list[int]:
+    return [column] * count if isinstance(column, int) else column
