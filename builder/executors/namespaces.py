@@ -1,0 +1,217 @@
+"""RUN in Linux namespaces: real root, and user namespaces that the process entered at its start.
+
+The server in builder/sandbox.py does the work. It is started by the first RUN, once for a build, and serves all threads.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from builder.errors import BuildError, CancelledError, UnsupportedError
+from cache.snapshots import OverlayRoot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from builder.executors import RunSpec
+    from cache.snapshots import Root
+
+# How long a stop may take to be noticed while a command is silent.
+STOP_CHECK_MILLISECONDS = 50
+
+
+class NamespaceExecutor:
+    """Runs in namespaces. tier: its name. userns: this process is in a user namespace; single: with one id only."""
+
+    def __init__(self, tier: str, *, userns: bool = False, single: bool = False) -> None:
+        self._tier = tier
+        self._userns = userns
+        self._single = single
+        self._lock = threading.Lock()
+        self._server: socket.socket | None = None
+
+    @property
+    def tier(self) -> str:
+        """The tier's name."""
+        return self._tier
+
+    def run(self, spec: RunSpec, output: Callable[[bytes], None], stop: threading.Event) -> int:
+        """Run to the end: see `Executor.run`."""
+        if stop.is_set():
+            raise CancelledError("the build was stopped")
+        if not spec.argv:
+            raise BuildError("there is no command to run")
+        ours, theirs = socket.socketpair()
+        reading, writing = os.pipe()
+        try:
+            with ours:
+                with theirs:
+                    try:
+                        self._request(theirs, writing)
+                    finally:
+                        os.close(writing)
+                return self._converse(ours, reading, spec, output, stop)
+        finally:
+            os.close(reading)
+
+    def close(self) -> None:
+        """End the server, and with it whatever still runs."""
+        with self._lock:
+            server, self._server = self._server, None
+        if server is not None:
+            with server:
+                server.shutdown(socket.SHUT_WR)
+                server.recv(1)  # its end closes when it ends
+
+    def _request(self, theirs: socket.socket, writing: int) -> None:
+        with self._lock:
+            if self._server is None:
+                self._server = _start_server()
+            try:
+                socket.send_fds(self._server, [b"r"], [theirs.fileno(), writing])
+            except OSError as error:
+                raise BuildError(f"the process that starts RUNs has ended: {error}") from error
+
+    def _converse(
+        self, ours: socket.socket, reading: int, spec: RunSpec, output: Callable[[bytes], None], stop: threading.Event
+    ) -> int:
+        from builder import sandbox
+
+        made: tuple[list[str], list[tuple[str, int, int]]] = ([], [])
+        failure: tuple[int, str] | None = None
+        status: int | None = None
+        stopped = False
+        try:
+            try:
+                sandbox.send_frame(ours, self._describe(spec))
+            except OSError as error:
+                raise BuildError(f"the process that starts RUNs has ended: {error}") from error
+            poll = select.poll()
+            poll.register(reading, select.POLLIN)
+            poll.register(ours, select.POLLIN)
+            while status is None:
+                for fd, _ in poll.poll(STOP_CHECK_MILLISECONDS):
+                    if fd == reading:
+                        data = os.read(reading, 1 << 16)
+                        if data:
+                            output(data)
+                        else:
+                            poll.unregister(reading)
+                        continue
+                    match sandbox.receive_frame(ours):
+                        case ("exit", code):
+                            status = code
+                        case ("failed", number, text):
+                            failure = (number, text)
+                        case ("made", paths, times):
+                            made = (paths, times)
+                        case _:
+                            raise BuildError("the process that starts RUNs has ended")
+                if stop.is_set() and not stopped:
+                    stopped = True
+                    ours.shutdown(socket.SHUT_WR)
+            # Every writer is dead by now, so what the pipe holds is all there is.
+            os.set_blocking(reading, False)
+            try:
+                while data := os.read(reading, 1 << 16):
+                    output(data)
+            except BlockingIOError:
+                pass
+        finally:
+            if not isinstance(spec.root, OverlayRoot):
+                _remove_mount_points(spec.root.path, *made)
+        if stopped:
+            raise CancelledError("the build was stopped")
+        if failure is not None:
+            raise _failure(self._tier, *failure)
+        return status
+
+    def _describe(self, spec: RunSpec) -> dict[str, Any]:
+        return {
+            "root": _root(spec.root),
+            "argv": spec.argv,
+            "env": spec.env,
+            "cwd": spec.cwd,
+            "uid": spec.uid,
+            "gid": spec.gid,
+            "groups": spec.groups,
+            "binds": [(str(b.source), b.target, b.readonly, b.discard_writes) for b in spec.binds],
+            "tmpfs": [(t.target, t.size, t.mode) for t in spec.tmpfs],
+            "files": spec.files,
+            "network": spec.network,
+            "insecure": spec.insecure,
+            "hostname": spec.hostname,
+            "hosts": spec.hosts,
+            "resolv_conf": spec.resolv_conf,
+            "shm_size": spec.shm_size,
+            "ulimits": spec.ulimits,
+            "userns": self._userns,
+            "single": self._single,
+        }
+
+
+def _root(root: Root) -> tuple[Any, ...]:
+    if isinstance(root, OverlayRoot):
+        return ("overlay", str(root.base), root.lowers, str(root.upper), str(root.work), root.userxattr)
+    return ("directory", str(root.path))
+
+
+def _failure(tier: str, number: int, text: str) -> BuildError:
+    import errno
+
+    if number == errno.ENOSPC and "unshare" in text:
+        return UnsupportedError("no more namespaces can be made", hint="raise the limits in /proc/sys/user")
+    return BuildError(f"the command's sandbox could not be set up ({tier}): {text}")
+
+
+def _remove_mount_points(root: Path, made: list[str], times: list[tuple[str, int, int]]) -> None:
+    """Take away the mount points made in a directory, those that are still empty, and give their parents' times back."""
+    for name in reversed(made):
+        path = os.path.join(root, name)
+        try:
+            if os.path.isdir(path):
+                os.rmdir(path)
+            elif os.lstat(path).st_size == 0:
+                os.unlink(path)
+        except OSError:
+            continue  # the command put something there, or removed it
+    for name, atime, mtime in times:
+        try:
+            os.utime(os.path.join(root, name), ns=(atime, mtime), follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+
+
+def _start_server() -> socket.socket:
+    """Start builder/sandbox.py and return the socket that it takes requests from."""
+    from builder import sandbox
+
+    ours, theirs = socket.socketpair()
+    try:
+        # A container's process may be made to execute /proc/self/exe before it is what it should become (CVE-2019-5736);
+        # through this read-only mount it never gets at the interpreter's file.
+        interpreter = sandbox.clone_tree(os.path.realpath(sys.executable), recursive=False)
+        try:
+            sandbox.set_attributes(interpreter, sandbox.RDONLY)
+            argv = [sys.executable, "-I", "-S", sandbox.__file__]
+            actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)]
+            pid = os.posix_spawn(f"/proc/self/fd/{interpreter}", argv, {"LC_ALL": "C.UTF-8"}, file_actions=actions)
+        finally:
+            os.close(interpreter)
+    except OSError as error:
+        ours.close()
+        raise BuildError(f"the process that starts RUNs can not be started: {error.strerror}") from error
+    finally:
+        theirs.close()
+    # It forks the server into a pid namespace and ends.
+    _, status = os.waitpid(pid, 0)
+    if status:
+        ours.close()
+        raise BuildError("the process that starts RUNs can not be started")
+    return ours

@@ -1,0 +1,981 @@
+"""The kernel calls behind a RUN, and the program that makes them.
+
+As a module it is the library of what a builder asks of the kernel before any thread exists: entering a user namespace,
+finding out by doing what may be mounted. As a program (`python -I -S sandbox.py`, a socket as standard input) it is a
+single-threaded server that forks once for each RUN: the child becomes process 1 of a fresh pid namespace, builds its
+root in a mount namespace of its own and executes. All mounts live in that namespace and die with it, so that nothing
+is ever left to unmount, not even by a crash.
+
+It imports nothing of this project and little of the standard library, since its start is paid by the first RUN.
+
+Protocol: one message on standard input per RUN carries two descriptors, the RUN's socket and the pipe for its output.
+On the RUN's socket the request comes in as one frame (length, then marshal: both ends are one interpreter), and frames
+of `made`, `failed` and `exit` go out. Shutting down the sending side kills the RUN.
+"""
+
+from __future__ import annotations
+
+import _socket
+import ctypes
+import errno
+import marshal
+import os
+import select
+import stat
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any, NoReturn
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+
+MS_REC, MS_PRIVATE, MS_SLAVE = 0x4000, 1 << 18, 1 << 19
+MNT_DETACH = 2
+AT_EMPTY_PATH, AT_RECURSIVE = 0x1000, 0x8000
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+MOVE_MOUNT_EMPTY_PATHS = 0x4 | 0x40
+RDONLY, NOSUID, NODEV, NOEXEC = 1, 2, 4, 8
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
+# System calls since 5.0 have the same number on every architecture that this runs on.
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 428, 429, 430, 431, 432
+SYS_CLOSE_RANGE, SYS_OPENAT2, SYS_MOUNT_SETATTR = 436, 437, 442
+CLOSE_RANGE_CLOEXEC = 4
+
+PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_CAP_AMBIENT = 22, 24, 47
+SECCOMP_MODE_FILTER, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
+SIGKILL = 9
+
+# Docker's default set: chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot
+# mknod audit_write setfcap.
+CAPABILITIES = 0xA80425FB
+
+MASKED = (
+    "proc/acpi", "proc/asound", "proc/interrupts", "proc/kcore", "proc/keys", "proc/latency_stats", "proc/sched_debug",
+    "proc/scsi", "proc/timer_list", "proc/timer_stats", "sys/devices/virtual/powercap", "sys/firmware",
+)  # fmt: skip
+READ_ONLY = ("proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger")
+DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
+LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+)
+SYMLINKS_AT_MOST = 255
+
+NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125
+
+
+# ---------------------------------------------------------------- system calls
+
+
+def _result(result: int, what: str) -> int:
+    """The result, or OSError with the name of what was tried."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def _call(number: int, what: str, *arguments: int | bytes | ctypes.Array[Any] | None) -> int:
+    """A system call by number. Integers go as longs: a variadic C function would take 32 bits of them."""
+    values = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    return _result(libc.syscall(ctypes.c_long(number), *values), what)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _result(libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def _setns(fd: int, kind: int) -> None:
+    _result(libc.setns(fd, ctypes.c_int(kind)), "setns")
+
+
+def propagation(flags: int) -> None:
+    """Say for every mount of this namespace how mounts and unmounts propagate."""
+    _result(libc.mount(b"none", b"/", None, ctypes.c_ulong(flags | MS_REC), None), "mount propagation of /")
+
+
+def filesystem(kind: str, options: Iterable[tuple[str, str | None]] = (), attributes: int = 0) -> int:
+    """Make a file system and return a descriptor of its mount, which is attached nowhere yet.
+
+    options: (name, value), None for a flag. OSError carries the kernel's own words when it has some.
+    """
+    fs = _call(SYS_FSOPEN, f"fsopen {kind}", kind.encode(), 1)
+    try:
+        try:
+            for name, value in options:
+                command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+                text = None if value is None else os.fsencode(value)
+                _call(SYS_FSCONFIG, f"{kind} option {name}", fs, command, name.encode(), text, 0)
+            _call(SYS_FSCONFIG, f"new {kind}", fs, FSCONFIG_CMD_CREATE, None, None, 0)
+            return _call(SYS_FSMOUNT, f"mount {kind}", fs, 1, attributes)
+        except OSError as error:
+            try:
+                words = os.read(fs, 4096).decode("utf-8", "replace").strip()
+            except OSError:
+                words = ""
+            raise OSError(error.errno, f"{error.strerror} ({words})" if words else error.strerror) from None
+    finally:
+        os.close(fs)
+
+
+def clone_tree(path: str, *, at: int = -100, recursive: bool = True) -> int:
+    """A descriptor of a new mount of what is at `path` (of `at` itself when empty): a bind, attached nowhere yet."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
+    return _call(SYS_OPEN_TREE, f"bind {path}".strip(), at, os.fsencode(path), flags)
+
+
+def set_attributes(mount: int, attributes: int, *, recursive: bool = True) -> None:
+    """Set mount attributes such as RDONLY."""
+    packed = attributes.to_bytes(8, sys.byteorder) + bytes(24)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _call(SYS_MOUNT_SETATTR, "mount_setattr", mount, b"", flags, packed, 32)
+
+
+def attach(mount: int, target: int) -> None:
+    """Attach a mount at a descriptor, and close both."""
+    try:
+        _call(SYS_MOVE_MOUNT, "move_mount", mount, b"", target, b"", MOVE_MOUNT_EMPTY_PATHS)
+    finally:
+        os.close(mount)
+        os.close(target)
+
+
+def open_in_root(root: int, path: str, flags: int = os.O_PATH) -> int:
+    """Open `path` with `root` as /, whatever symlinks say; flags as for open(2)."""
+    how = (flags | os.O_CLOEXEC).to_bytes(8, sys.byteorder) + bytes(8)
+    how += (RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS).to_bytes(8, sys.byteorder)
+    return _call(SYS_OPENAT2, path, root, os.fsencode(path), how, 24)
+
+
+def _prctl(option: int, value: int, what: str) -> None:
+    _result(libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)), what)
+
+
+# ---------------------------------------------------------------- seccomp
+
+# Per architecture as the kernel's audit calls it: clone, personality, socket, and the calls below 424 that Docker's
+# default profile does not allow to a process with Docker's default capabilities, as single numbers and first-last.
+# https://github.com/moby/profiles/blob/main/seccomp/default.json
+_ARCHITECTURES = {
+    0xC000003E: (56, 135, 41, "103 134 136 139 153 155-156 163-185 212 227 236-239 246 248-250 256 272 279 298 300 304 "
+                 "308 312-313 320-321 323 336"),
+    0x40000003: (120, 136, 359, "17-18 21-22 25 28 31-32 34-35 44 48 51-53 56 58-59 62 67-69 72-74 79 84 86-89 98 101 "
+                 "103 109-113 115 121 127-131 134-135 137 149 166-167 169 188-189 217 253 264 273-276 283 286-288 294 "
+                 "310 317 336 338 342 346 349-350 357 374 404"),
+    0xC00000B7: (220, 92, 198, "18 39-42 58 60 89 97 104-106 112 116 142 161-162 170 217-219 224-225 235-239 241 262 "
+                 "265 268 272-273 280 282 294"),
+    0x40000028: (120, 136, 281, "21 34 51-52 62 67 72-74 79 86-88 103 111 115 121 128-129 131 134-135 149 169 218 249 "
+                 "262 271-273 309-311 313 319-321 337 344 347 364 367 371 375 378-379 386 388 400-401 404"),
+}  # fmt: skip
+# io_uring, the new mount calls, pidfd_getfd, process_madvise, mount_setattr, quotactl_fd, set_mempolicy_home_node, lsm_*.
+_DENIED_EVERYWHERE = "425-433 438 440 442-443 450 459-461"
+_CLONE3, _LAST_KNOWN, _ARM_PRIVATE = 435, 466, 0xF0001
+_NAMESPACE_FLAGS = 0x7E020000
+_PERSONALITIES = (0, 8, 0x20000, 0x20008, 0xFFFFFFFF)
+_AF_ALG, _AF_VSOCK = 38, 40
+
+# The calls that need a second id, for a user namespace with one: chown and set*id in all spellings; then mknod (its
+# mode is argument 1) and mknodat (argument 2), answered for devices only. These and no others are answered "done".
+_PRETENDED = {
+    0xC000003E: ("92-94 260 105-106 113-114 116-117 119 122-123", 133, 259),
+    0x40000003: ("16 95 182 198 207 212 298 23 46 70-71 81 138-139 164 170 203-204 206 208 210 213-216", 14, 297),
+    0xC00000B7: ("54-55 143-147 149 151-152 159", 0, 33),
+    0x40000028: ("16 95 182 198 207 212 325 23 46 70-71 81 138-139 164 170 203-204 206 208 210 213-216", 14, 324),
+}
+_LOAD, _EQUAL, _GREATER, _AT_LEAST, _ANY_BIT, _AND, _JUMP, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x54, 0x05, 0x06
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+
+
+def _instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+    order = sys.byteorder
+    return code.to_bytes(2, order) + bytes((yes, no)) + value.to_bytes(4, order)
+
+
+def _on(test: int, value: int, answer: int) -> list[bytes]:
+    """Return the answer when the test holds, else go on."""
+    return [_instruction(test, value, 0, 1), _instruction(_RETURN, answer)]
+
+
+def _within(ranges: str, answer: int) -> list[bytes]:
+    """The answer for numbers in `ranges`, else go on. Two jumps for each range."""
+    code: list[bytes] = []
+    for part in ranges.split():
+        first, _, last = part.partition("-")
+        if last:
+            code += [_instruction(_AT_LEAST, int(first), 0, 2), _instruction(_GREATER, int(last), 1, 0)]
+            code.append(_instruction(_RETURN, answer))
+        else:
+            code += _on(_EQUAL, int(first), answer)
+    return code
+
+
+def _when(number: int, argument: int, tests: list[bytes]) -> list[bytes]:
+    """For system call `number`, load an argument's low word and run `tests`, which must end in a return."""
+    load = _instruction(_LOAD, _ARGUMENTS + 8 * argument + (0 if sys.byteorder == "little" else 4))
+    return [_instruction(_EQUAL, number, 0, len(tests) + 1), load, *tests]
+
+
+def _per_architecture(blocks: dict[int, list[bytes]], otherwise: int) -> bytes:
+    code = [_instruction(_LOAD, _ARCHITECTURE)]
+    for architecture, block in blocks.items():
+        body = [_instruction(_LOAD, _NUMBER), *block, _instruction(_RETURN, _ALLOW)]
+        # A conditional jump reaches 255 instructions; here it decides about the unconditional one over the block.
+        code += [_instruction(_EQUAL, architecture, 1, 0), _instruction(_JUMP, len(body)), *body]
+    return b"".join([*code, _instruction(_RETURN, otherwise)])
+
+
+def docker_filter() -> bytes:
+    """A seccomp program equal in effect to Docker's default profile, for x86-64, aarch64 and their 32-bit modes.
+
+    Calls that the profile does not know (newer ones, x32's) are answered ENOSYS, so that programs fall back, as runc
+    does; those that it knows and does not allow, EPERM.
+    """
+    refused, unknown = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
+    blocks = {}
+    for architecture, (clone, personality, socket, denied) in _ARCHITECTURES.items():
+        code = _on(_EQUAL, _CLONE3, unknown)
+        if architecture == 0x40000028:
+            code += [_instruction(_AT_LEAST, _ARM_PRIVATE, 0, 1), _instruction(_RETURN, _ALLOW)]
+        code += _on(_GREATER, _LAST_KNOWN, unknown)
+        code += _within(_DENIED_EVERYWHERE, refused) + _within(denied, refused)
+        allow, refuse = _instruction(_RETURN, _ALLOW), _instruction(_RETURN, refused)
+        code += _when(clone, 0, [*_on(_ANY_BIT, _NAMESPACE_FLAGS, refused), allow])
+        code += _when(socket, 0, [*_on(_EQUAL, _AF_ALG, refused), *_on(_EQUAL, _AF_VSOCK, refused), allow])
+        code += _when(personality, 0, [x for p in _PERSONALITIES for x in _on(_EQUAL, p, _ALLOW)] + [refuse])
+        blocks[architecture] = code
+    return _per_architecture(blocks, unknown)
+
+
+def pretending_filter() -> bytes:
+    """A seccomp program that answers "done" to what can not be done in a user namespace with a single id."""
+    done = _ERRNO | 0
+    blocks = {}
+    for architecture, (calls, mknod, mknodat) in _PRETENDED.items():
+        code = _within(calls, done)
+        for number, argument in ((mknod, 1), (mknodat, 2)):
+            if number:
+                kind = [_instruction(_AND, 0o170000), *_on(_EQUAL, stat.S_IFCHR, done), *_on(_EQUAL, stat.S_IFBLK, done)]
+                code += _when(number, argument, [*kind, _instruction(_RETURN, _ALLOW)])
+        blocks[architecture] = code
+    return _per_architecture(blocks, _ALLOW)
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
+
+
+def install_filter(code: bytes) -> None:
+    """Install a seccomp filter on this thread. Needs CAP_SYS_ADMIN or no-new-privs."""
+    program = _Program(len(code) // 8, code)
+    pointer = ctypes.c_ulong(ctypes.addressof(program))
+    _result(libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), pointer, 0, 0), "seccomp")
+
+
+# ---------------------------------------------------------------- the root
+
+
+class Missing(OSError):
+    """A mount point that can not be made."""
+
+
+def locate(root: str, target: str) -> tuple[list[str], str]:
+    """Where `target` is when `root` is /: its canonical parts, and what is there: `dir`, `file` or empty for nothing.
+
+    Nobody else may change `root` meanwhile. What does not exist is resolved as if it were made of directories. OSError
+    when a part on the way is no directory.
+    """
+    parts: list[str] = []
+    todo = [p for p in reversed(target.split("/")) if p]
+    kind = "dir"
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part == ".":
+            continue
+        if part == "..":
+            if parts:
+                parts.pop()
+            kind = _kind(root, parts)
+            continue
+        if kind == "file":
+            raise NotADirectoryError(errno.ENOTDIR, f"{target}: /{'/'.join(parts)} is not a directory")
+        parts.append(part)
+        path = root + "/" + "/".join(parts)
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            kind = ""
+            continue
+        if stat.S_ISLNK(mode):
+            links += 1
+            if links > SYMLINKS_AT_MOST:
+                raise OSError(errno.ELOOP, f"{target}: {os.strerror(errno.ELOOP)}")
+            link = os.readlink(path)
+            parts.pop()
+            if link.startswith("/"):
+                parts.clear()
+            todo += [p for p in reversed(link.split("/")) if p]
+            kind = "dir"
+        else:
+            kind = "dir" if stat.S_ISDIR(mode) else "file"
+    return parts, kind
+
+
+def _kind(root: str, parts: Sequence[str]) -> str:
+    try:
+        return "dir" if stat.S_ISDIR(os.lstat("/".join((root, *parts))).st_mode) else "file"
+    except FileNotFoundError:
+        return ""
+
+
+def _copy_attributes(source: str, target: str) -> None:
+    """Give a directory the owner, mode, xattrs and times of another."""
+    status = os.lstat(source)
+    os.chown(target, status.st_uid, status.st_gid)
+    os.chmod(target, stat.S_IMODE(status.st_mode))
+    for name in os.listxattr(source, follow_symlinks=False):
+        try:
+            os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False), follow_symlinks=False)
+        except OSError as error:
+            # tmpfs keeps user.* since Linux 6.6 only; security.* may be another namespace's.
+            if error.errno not in {errno.ENOTSUP, errno.EPERM}:
+                raise
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _make_mount_points(view: str, place: str, points: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """Make under `place` what is missing in `view`: the folders on the way, and a directory or empty file at the end.
+
+    points: (target, `dir` or `file`). Returns the paths made, parents first, and the existing directories in which
+    something was made, both relative. `place` may be `view` itself.
+    """
+    made: dict[str, None] = {}
+    touched: dict[str, None] = {}
+    for target, wanted in points:
+        parts, found = locate(view, target)
+        if found:
+            continue
+        for end in range(1, len(parts) + 1):
+            path = "/".join(parts[:end])
+            if path in made or path in touched:
+                continue
+            if _kind(view, parts[:end]):
+                if place != view:
+                    os.mkdir(f"{place}/{path}")
+                touched[path] = None
+                continue
+            if end == 1:
+                touched[""] = None
+            if end == len(parts) and wanted == "file":
+                os.close(os.open(f"{place}/{path}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+            else:
+                os.mkdir(f"{place}/{path}")
+                os.chmod(f"{place}/{path}", 0o755)
+            made[path] = None
+    return list(made), list(touched)
+
+
+def _overlay_options(userxattr: bool, upper: int, work: int) -> list[tuple[str, str | None]]:
+    # nofollow: a layer from elsewhere may carry redirect xattrs, which no tar ever means.
+    options: list[tuple[str, str | None]] = [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")]
+    if userxattr:
+        options.append(("userxattr", None))
+    if upper >= 0:
+        options += [("upperdir", f"/proc/self/fd/{upper}"), ("workdir", f"/proc/self/fd/{work}"), ("volatile", None)]
+    return options
+
+
+def overlay(lowers: Sequence[str], userxattr: bool, upper: int = -1, work: int = -1) -> int:
+    """An overlay mount, attached nowhere yet. lowers: topmost first, relative to the current folder or absolute.
+
+    upper and work: descriptors, or -1 for a read-only union. Written pages are not forced to disk by its end
+    (`volatile`): the layer's blob is made from them at once.
+    """
+    options = _overlay_options(userxattr, upper, work)
+    try:
+        return filesystem("overlay", [*(("lowerdir+", lower) for lower in lowers), *options])
+    except OSError as error:
+        if error.errno != errno.EINVAL or "lowerdir+" not in str(error.strerror):
+            raise
+    # Before Linux 6.7 all lowers go in one option, of at most 256 bytes here: see legacy_overlay.
+    raise Missing(errno.EINVAL, "lowerdir+")
+
+
+def _attach_overlay(
+    target: str, lowers: Sequence[str], userxattr: bool, base: int, scratch: int, upper: int = -1, work: int = -1
+) -> None:
+    """Mount an overlay at `target`, a path in `scratch`, with lowers relative to `base`."""
+    os.fchdir(base)
+    place = os.open(target, os.O_PATH | os.O_CLOEXEC, dir_fd=scratch)
+    try:
+        attach(overlay(lowers, userxattr, upper, work), place)
+    except Missing:
+        # mount(2) takes one page of options, so that lowers must be short; commas and colons would need escapes that
+        # relative names of snapshots never do.
+        pairs = [("lowerdir", ":".join(lowers)), *_overlay_options(userxattr, upper, work)]
+        data = ",".join(name if value is None else f"{name}={value}" for name, value in pairs).encode()
+        if len(data) > 4095:
+            raise OSError(errno.E2BIG, f"{len(lowers)} layers are more than this kernel mounts") from None
+        path = f"/proc/self/fd/{scratch}/{target}".encode()
+        _result(libc.mount(b"overlay", path, b"overlay", ctypes.c_ulong(0), data), "mount overlay")
+    os.fchdir(scratch)
+
+
+class _Run:
+    """One RUN, in the child that becomes it. Methods are called once, in the order of `start`."""
+
+    def __init__(self, request: dict[str, Any], output: int, report: Callable[[tuple[Any, ...]], None]) -> None:
+        self.request = request
+        self.output = output
+        self.report = report
+        self.root = -1
+        self.scratch = -1
+        self.points: list[tuple[str, str]] = [("/proc", "dir"), ("/sys", "dir"), ("/dev", "dir")]
+        self.mounts: list[tuple[str, str, Callable[[], int]]] = []
+
+    def start(self, filters: Sequence[bytes]) -> NoReturn:
+        """Become the command."""
+        request = self.request
+        libc.setsid()
+        _new_keyring()
+        kinds = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
+        unshare(kinds | (CLONE_NEWNET if request["network"] == "none" else 0))
+        try:
+            unshare(CLONE_NEWCGROUP)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.EPERM, errno.ENOSPC}:
+                raise
+        if request["network"] == "none":
+            _loopback_up()
+        name = os.fsencode(request["hostname"])
+        _result(libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
+        propagation(MS_PRIVATE)
+        os.umask(0o022)
+        self._make_root()
+        self._mount_all()
+        os.fchdir(self.root)
+        _result(libc.pivot_root(b".", b"."), "pivot_root")
+        _result(libc.umount2(b".", MNT_DETACH), "umount of the old root")
+        os.chdir("/")
+        self._become(filters)
+
+    # -- the root and its mount points
+
+    def _make_root(self) -> None:
+        kind, *rest = self.request["root"]
+        if kind == "overlay":
+            base, lowers, upper, work, userxattr = rest
+            near = os.path.dirname(upper)
+            base_fd, upper_fd, work_fd = (os.open(p, os.O_PATH | os.O_CLOEXEC) for p in (base, upper, work))
+        else:
+            (path,) = rest
+            near = os.path.dirname(path)
+            directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Sources are opened before the scratch file system covers the folder that it is mounted on, and while no RUN's
+        # process is there that could change the way to them.
+        self._gather()
+        # Everything of this RUN that is no layer lies on a tmpfs in this namespace: it never touches a disk and is gone
+        # with the last process. It covers the folder that holds `upper`, which is there in any case.
+        place = os.open(near, os.O_PATH | os.O_CLOEXEC)
+        mount = filesystem("tmpfs", [("mode", "0700")], NOSUID)
+        self.scratch = os.dup(mount)
+        attach(mount, place)
+        os.fchdir(self.scratch)
+        for name in ("root", "view", "stub", "empty", "files"):
+            os.mkdir(name)
+        if kind == "overlay":
+            below = [f"/proc/self/fd/{upper_fd}"] if os.listdir(f"/proc/self/fd/{upper_fd}") else []
+            scratch = f"/proc/self/fd/{self.scratch}"
+            view = [f"{scratch}/empty", *below, *lowers]
+            if len(view) > 1:
+                _attach_overlay("view", view, userxattr, base_fd, self.scratch)
+            os.chmod("stub", 0o755)
+            made, touched = _make_mount_points("view", "stub", self.points)
+            for name in reversed(touched):
+                if name:
+                    _copy_attributes(f"view/{name}", f"stub/{name}")
+            stub = [f"{scratch}/stub"] if made or not lowers else []
+            _attach_overlay("root", [*stub, *lowers], userxattr, base_fd, self.scratch, upper_fd, work_fd)
+        else:
+            attach(clone_tree("", at=directory), os.open("root", os.O_PATH | os.O_CLOEXEC))
+            self._make_in_place()
+        self.root = os.open("root", os.O_PATH | os.O_CLOEXEC)
+
+    def _make_in_place(self) -> None:
+        """Without an overlay mount points are made in the directory itself; the builder is told, to remove them."""
+        directory = "root"
+        times = {}
+        for target, _ in self.points:
+            parts, _ = locate(directory, target)
+            for end in range(len(parts)):
+                path = "/".join(parts[:end])
+                if path not in times and _kind(directory, parts[:end]) == "dir":
+                    status = os.lstat(f"{directory}/{path}")
+                    times[path] = (status.st_atime_ns, status.st_mtime_ns)
+        made, touched = _make_mount_points(directory, directory, self.points)
+        if made:
+            self.report(("made", made, [(path, *times[path]) for path in touched]))
+        for path in touched:
+            os.utime(f"{directory}/{path}", ns=times[path])
+
+    # -- what is mounted
+
+    def _gather(self) -> None:
+        """Put the requested mounts in order, outer ones first, with their sources open."""
+        request = self.request
+        wanted: list[tuple[str, str, Callable[[], int]]] = []
+        for target, data in (("/etc/hosts", request["hosts"]), ("/etc/resolv.conf", request["resolv_conf"])):
+            wanted.append((target, "file", lambda data=data: self._file(data, 0o644, 0, 0)))
+        for source, target, readonly, discard in request["binds"]:
+            fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+            kind = "dir" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"
+            if discard:
+                wanted.append((target, kind, lambda fd=fd, kind=kind: self._discarding(fd, kind)))
+            else:
+                wanted.append((target, kind, lambda fd=fd, readonly=readonly: self._bind(fd, readonly)))
+        for target, size, mode in request["tmpfs"]:
+            wanted.append((target, "dir", lambda size=size, mode=mode: self._tmpfs(size, mode)))
+        for target, data, mode, uid, gid in request["files"]:
+            wanted.append((target, "file", lambda d=data, m=mode, u=uid, g=gid: self._file(d, m, u, g)))
+        wanted.sort(key=lambda mount: mount[0].strip("/").count("/"))
+        self.mounts = wanted
+        # A point inside another mount is looked for, and made, in that one, when it is there.
+        outer = {"/proc", "/sys", "/dev"}
+        for target, kind, _ in wanted:
+            above = target.split("/")
+            if not any("/".join(above[:end]) in outer for end in range(2, len(above))):
+                self.points.append((target, kind))
+            if kind == "dir":
+                outer.add(target.rstrip("/"))
+
+    @staticmethod
+    def _bind(fd: int, readonly: bool) -> int:
+        mount = clone_tree("", at=fd)
+        if readonly:
+            set_attributes(mount, RDONLY)
+        return mount
+
+    @staticmethod
+    def _tmpfs(size: int, mode: int) -> int:
+        options = [("mode", f"{mode:o}"), *([("size", str(size))] if size else [])]
+        return filesystem("tmpfs", options, NOSUID | NODEV | NOEXEC)
+
+    def _file(self, data: bytes, mode: int, uid: int, gid: int) -> int:
+        name = f"files/{len(os.listdir('files'))}"
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        if uid or gid:
+            _chown(fd, uid, gid)
+        os.fchmod(fd, mode)
+        os.close(fd)
+        mount = clone_tree(name, recursive=False)
+        set_attributes(mount, RDONLY | NOSUID | NODEV)
+        return mount
+
+    def _discarding(self, fd: int, kind: str) -> int:
+        """What is at fd, writable; writes go to this namespace's memory."""
+        name = f"files/{len(os.listdir('files'))}"
+        if kind == "dir":
+            status = os.fstat(fd)
+            for part in (name, f"{name}/upper", f"{name}/work"):
+                os.mkdir(part)
+            _chown(f"{name}/upper", status.st_uid, status.st_gid)
+            os.chmod(f"{name}/upper", stat.S_IMODE(status.st_mode))
+            upper, work = (os.open(f"{name}/{part}", os.O_PATH | os.O_CLOEXEC) for part in ("upper", "work"))
+            os.mkdir(f"{name}/mount")
+            _attach_overlay(
+                f"{name}/mount", [f"/proc/self/fd/{fd}"], self.request["userns"], self.scratch, self.scratch, upper, work
+            )
+            return clone_tree(f"{name}/mount", recursive=False)
+        status = os.fstat(fd)
+        source = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        target = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        while os.sendfile(target, source, None, 1 << 24):
+            pass
+        _chown(target, status.st_uid, status.st_gid)
+        os.fchmod(target, stat.S_IMODE(status.st_mode))
+        os.close(source)
+        os.close(target)
+        return clone_tree(name, recursive=False)
+
+    def _mount_all(self) -> None:
+        insecure, userns = self.request["insecure"], self.request["userns"]
+        self._at("proc", filesystem("proc", (), NOSUID | NODEV | NOEXEC))
+        self._at("sys", _sys(0 if insecure else RDONLY))
+        self._dev(userns)
+        if not insecure:
+            self._mask()
+        for target, kind, make in self.mounts:
+            self._at(target, make(), kind)
+
+    def _at(self, target: str, mount: int, kind: str = "dir") -> None:
+        """Attach a mount at a path of the root, making a point that lies inside another mount."""
+        try:
+            try:
+                place = open_in_root(self.root, target)
+            except FileNotFoundError:
+                place = self._make_inside(target, kind)
+            attach(mount, place)
+        except OSError as error:
+            what = "a directory" if kind == "dir" else "a file"
+            raise OSError(error.errno, f"can not mount {what} at {target}: {os.strerror(error.errno or 0)}") from None
+
+    def _make_inside(self, target: str, kind: str) -> int:
+        parts = [p for p in target.split("/") if p]
+        folder = os.dup(self.root)
+        for end in range(1, len(parts) + 1):
+            path = "/" + "/".join(parts[:end])
+            last = end == len(parts)
+            flags = os.O_PATH if last else os.O_PATH | os.O_DIRECTORY
+            try:
+                found = open_in_root(self.root, path, flags)
+            except FileNotFoundError:
+                if last and kind == "file":
+                    new = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+                    os.close(os.open(parts[end - 1], new, 0o644, dir_fd=folder))
+                else:
+                    os.mkdir(parts[end - 1], 0o755, dir_fd=folder)
+                found = open_in_root(self.root, path, flags)
+            os.close(folder)
+            folder = found
+        return folder
+
+    def _dev(self, userns: bool) -> None:
+        dev = filesystem("tmpfs", [("mode", "0755"), ("size", "65536k")], NOSUID)
+        inside = os.dup(dev)
+        names = [name for name, _ in DEVICES] + ["tty"]
+        previous = os.umask(0)
+        if userns:
+            # Device nodes can not be made in a user namespace: the host's are bound over empty files.
+            for name in names:
+                os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=inside))
+        else:
+            for name, minor in DEVICES:
+                os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(1, minor), dir_fd=inside)
+            os.mknod("tty", stat.S_IFCHR | 0o666, os.makedev(5, 0), dir_fd=inside)
+        for name, target in LINKS:
+            os.symlink(target, name, dir_fd=inside)
+        for name in ("pts", "shm", "mqueue"):
+            os.mkdir(name, 0o755, dir_fd=inside)
+        os.umask(previous)
+        os.close(inside)
+        self._at("dev", dev)
+        if userns:
+            for name in names:
+                self._at(f"dev/{name}", clone_tree(f"/dev/{name}", recursive=False), "file")
+        pts: list[tuple[str, str | None]] = [("newinstance", None), ("ptmxmode", "0666"), ("mode", "0620")]
+        try:
+            terminals = filesystem("devpts", [*pts, ("gid", "5")], NOSUID | NOEXEC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # Group 5 is not mapped in a user namespace with a single id.
+            terminals = filesystem("devpts", pts, NOSUID | NOEXEC)
+        self._at("dev/pts", terminals)
+        size = self.request["shm_size"]
+        shm = [("mode", "1777"), ("size", str(size))]
+        self._at("dev/shm", filesystem("tmpfs", shm, NOSUID | NODEV | NOEXEC))
+        try:
+            self._at("dev/mqueue", filesystem("mqueue", (), NOSUID | NODEV | NOEXEC))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+    def _mask(self) -> None:
+        for name in MASKED:
+            try:
+                place = open_in_root(self.root, name)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(os.fstat(place).st_mode):
+                mount = clone_tree("empty", recursive=False)
+                set_attributes(mount, RDONLY)
+            else:
+                mount = clone_tree("dev/null", at=self.root, recursive=False)
+            attach(mount, place)
+        for name in READ_ONLY:
+            try:
+                place = open_in_root(self.root, name)
+            except FileNotFoundError:
+                continue
+            mount = clone_tree("", at=place)
+            set_attributes(mount, RDONLY)
+            attach(mount, place)
+
+    # -- the process
+
+    def _become(self, filters: Sequence[bytes]) -> NoReturn:
+        request = self.request
+        uid, gid = request["uid"], request["gid"]
+        _enter_folder(request["cwd"])
+        null = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(null, 0)
+        try:
+            # /dev/stdout is opened anew by programs that run as another user.
+            os.fchown(self.output, uid, gid)
+        except OSError:
+            if uid == 0:
+                raise
+        os.dup2(self.output, 1)
+        os.dup2(self.output, 2)
+        _call(SYS_CLOSE_RANGE, "close_range", 3, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)
+        _limit(request["ulimits"])
+        for number in range(1, 65):
+            libc.signal(number, None)
+        libc.sigprocmask(2, bytes(128), None)
+        if not request["insecure"]:
+            _bound_capabilities()
+            for code in filters:
+                install_filter(code)
+        if not request["single"]:
+            os.setgroups(request["groups"])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        execute(request["argv"], [os.fsencode(e) for e in request["env"]])
+
+
+def _enter_folder(path: str) -> None:
+    try:
+        os.chdir(path)
+    except FileNotFoundError:
+        os.makedirs(path, 0o755)
+        os.chdir(path)
+
+
+def _chown(target: int | str, uid: int, gid: int) -> None:
+    """Change owner where the id exists here: in a user namespace with few ids it may not."""
+    try:
+        os.chown(target, uid, gid)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.EPERM}:
+            raise
+
+
+def _sys(attributes: int) -> int:
+    attributes |= NOSUID | NODEV | NOEXEC
+    try:
+        return filesystem("sysfs", (), attributes)
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            raise
+    # sysfs shows a network namespace, and can not be mounted by a user namespace that does not own it.
+    mount = clone_tree("/sys")
+    set_attributes(mount, attributes)
+    return mount
+
+
+def _loopback_up() -> None:
+    import fcntl  # noqa: PLC0415 - rarely wanted
+
+    with_flags = b"lo".ljust(16, b"\0") + (1).to_bytes(2, sys.byteorder) + bytes(22)
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    fcntl.ioctl(sock.fileno(), 0x8914, with_flags)
+    sock.close()
+
+
+def _new_keyring() -> None:
+    """A session keyring of its own: the builder's keys are not for a RUN."""
+    number = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine)
+    if number is not None:
+        # Refused where keys are switched off or used up; then there are none to see, since the masked call is denied.
+        libc.syscall(ctypes.c_long(number), ctypes.c_long(1), None, None, None, None)
+
+
+def _bound_capabilities() -> None:
+    """Leave Docker's default capabilities to whatever is executed from here."""
+    _result(libc.prctl(PR_CAP_AMBIENT, ctypes.c_ulong(PR_CAP_AMBIENT_CLEAR_ALL), *(ctypes.c_ulong(0),) * 3), "prctl")
+    for capability in range(64):
+        if not CAPABILITIES >> capability & 1:
+            try:
+                _prctl(PR_CAPBSET_DROP, capability, "drop capability")
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    break  # the last that this kernel knows was the one before
+                raise
+    # Nothing inheritable; permitted and effective stay until exec, where they become the bounding set for uid 0 and
+    # nothing for others.
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _result(libc.capget(header, data), "capget")
+    data[2] = data[5] = 0
+    _result(libc.capset(header, data), "capset")
+
+
+def _limit(limits: Sequence[tuple[str, int, int]]) -> None:
+    if not limits:
+        return
+    import resource  # noqa: PLC0415 - rarely wanted
+
+    for name, soft, hard in limits:
+        number = getattr(resource, f"RLIMIT_{name.upper()}")
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (PermissionError, ValueError):
+            # CAP_SYS_RESOURCE may be missing, even for root: what is there stays the ceiling.
+            _, ceiling = resource.getrlimit(number)
+            unlimited = resource.RLIM_INFINITY
+            hard = ceiling if hard == unlimited else hard if ceiling == unlimited else min(hard, ceiling)
+            soft = hard if soft == unlimited else soft if hard == unlimited else min(soft, hard)
+            resource.setrlimit(number, (soft, hard))
+
+
+def execute(argv: Sequence[str], environment: Sequence[bytes]) -> NoReturn:
+    """Execute argv, looked up on the environment's PATH when it has no slash. Ends with 127 or 126 when that fails."""
+    name = argv[0]
+    arguments = [os.fsencode(a) for a in argv]
+    variables = dict(e.split(b"=", 1) for e in environment if b"=" in e)
+    if "/" in name:
+        candidates = [arguments[0]]
+    else:
+        default = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        folders = variables.get(b"PATH", default).split(b":")
+        candidates = [folder + b"/" + arguments[0] for folder in folders if folder] if name else []
+    seen: OSError | None = None
+    for path in candidates:
+        try:
+            os.execve(path, arguments, variables)
+        except FileNotFoundError as error:
+            # A script whose interpreter is missing is found, and yet "not found".
+            if "/" in name or os.path.exists(path):
+                seen = error
+        except OSError as error:
+            if error.errno != errno.ENOTDIR:
+                seen = error
+    if seen is None or seen.errno == errno.ENOENT:
+        text = "executable file not found in $PATH" if "/" not in name and seen is None else "no such file or directory"
+        status = NOT_FOUND
+    else:
+        text = os.strerror(seen.errno or 0).lower()
+        status = NOT_EXECUTABLE
+    os.write(2, os.fsencode(f'exec: "{name}": {text}\n'))
+    os._exit(status)
+
+
+# ---------------------------------------------------------------- the server
+
+
+def send_frame(sock: _socket.socket, message: object) -> None:
+    """Send one message, length first."""
+    data = marshal.dumps(message)
+    sock.sendall(len(data).to_bytes(4, "little") + data)
+
+
+def receive_frame(sock: _socket.socket) -> Any:
+    """The next message, or None when the other side is gone."""
+    header = _receive_exactly(sock, 4)
+    body = header and _receive_exactly(sock, int.from_bytes(header, "little"))
+    return marshal.loads(body) if body else None
+
+
+def _receive_exactly(sock: _socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
+        if not more:
+            return b""
+        data += more
+    return data
+
+
+def _child(sock: _socket.socket, output: int, filters: dict[bool, list[bytes]]) -> NoReturn:
+    try:
+        request = receive_frame(sock)
+        if request is not None:
+            _Run(request, output, lambda message: send_frame(sock, message)).start(filters[request["single"]])
+    except BaseException as error:
+        # Whatever it is, it is the builder's to tell; this process has nobody to tell it to.
+        try:
+            text = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+            send_frame(sock, ("failed", getattr(error, "errno", 0) or 0, text))
+        finally:
+            os._exit(FAILED)
+    os._exit(FAILED)
+
+
+def serve() -> None:
+    """Fork RUNs until standard input ends."""
+    control = _socket.socket(fileno=0)
+    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    docker = docker_filter()
+    filters = {False: [docker], True: [pretending_filter(), docker]}
+    running: dict[int, tuple[int, int, _socket.socket]] = {}
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == 0:
+                received = control.recvmsg(1, 256, 0x40000000)
+                if not received[0]:
+                    return  # and with this process all of its pid namespace
+                data = received[1][0][2]
+                sock_fd, output = (int.from_bytes(data[i : i + 4], sys.byteorder) for i in (0, 4))
+                sock = _socket.socket(fileno=sock_fd)
+                try:
+                    # The next fork is process 1 of a new pid namespace; then ours again, for the one after.
+                    unshare(CLONE_NEWPID)
+                    pid = os.fork()
+                    if pid == 0:
+                        _child(sock, output, filters)
+                    _setns(home, CLONE_NEWPID)
+                except OSError as error:
+                    send_frame(sock, ("failed", error.errno, error.strerror))
+                    sock.close()
+                    os.close(output)
+                    continue
+                os.close(output)
+                pidfd = os.pidfd_open(pid)
+                running[pidfd] = running[sock.fileno()] = (pid, pidfd, sock)
+                poll.register(pidfd, select.POLLIN)
+                poll.register(sock, select.POLLRDHUP)
+            elif fd in running:
+                pid, pidfd, sock = running[fd]
+                if fd != pidfd:
+                    poll.unregister(fd)
+                    os.kill(pid, SIGKILL)
+                    continue
+                _, status = os.waitpid(pid, 0)
+                code = os.waitstatus_to_exitcode(status)
+                for known in (pidfd, sock.fileno()):
+                    del running[known]
+                    try:
+                        poll.unregister(known)
+                    except KeyError:
+                        pass
+                try:
+                    send_frame(sock, ("exit", code if code >= 0 else 128 - code))
+                except OSError:
+                    pass  # the builder is gone
+                os.close(pidfd)
+                sock.close()
+
+
+def main() -> None:
+    """Serve as process 1 of a pid namespace, so that the kernel kills all that is left when the server ends, however.
+
+    A RUN's own pid namespace is inside it. setns(2) back to it between two forks needs no privilege outside.
+    """
+    libc.setsid()
+    unshare(CLONE_NEWPID)
+    if os.fork() == 0:
+        serve()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
