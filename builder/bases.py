@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from builder.archives import Archive, Folder
 from builder.assembly import rfc3339
 from builder.errors import BuildError, UnsupportedError
 from builder.origins import familiar
@@ -49,6 +49,7 @@ from cache.reference import Reference
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from builder.archives import Named
     from builder.model import StageState
     from cache.entries import Entry, Files
     from cache.store import Image, Store
@@ -148,57 +149,7 @@ def _from_store(text: str, store: Store) -> BaseImage:
 # ---------------------------------------------------------------- layouts and archives
 
 
-class _Files(Protocol):
-    """The files of an image layout or archive."""
-
-    @property
-    def title(self) -> str: ...
-
-    def open(self, name: str) -> BinaryIO:
-        """Raises FileNotFoundError."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    root: Path
-
-    @property
-    def title(self) -> str:
-        return str(self.root)
-
-    def open(self, name: str) -> BinaryIO:
-        return open(self.root / name, "rb", buffering=0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Archive:
-    """An uncompressed tar file. Finding a file walks the headers; contents between them are skipped by seeking."""
-
-    path: Path
-
-    @property
-    def title(self) -> str:
-        return str(self.path)
-
-    def open(self, name: str) -> BinaryIO:
-        from cache import layers
-
-        wanted = name.encode("utf-8", "surrogateescape")
-        # `docker save` before version 25 writes a layer that two images share as a symlink; twenty hops are a loop.
-        for _ in range(20):
-            stream = open(self.path, "rb")  # noqa: SIM115 - the caller closes
-            entry = next((entry for entry in layers.read(stream) if entry.path == wanted), None)
-            if entry is not None and entry.content is not None:
-                return entry.content.open()
-            stream.close()
-            if entry is None or not entry.target:
-                break
-            wanted = os.path.normpath(os.path.join(os.path.dirname(wanted), entry.target))
-        raise FileNotFoundError(name)
-
-
-def _read(files: _Files, name: str, expected: Descriptor | None = None) -> bytes:
+def _read(files: Named, name: str, expected: Descriptor | None = None) -> bytes:
     """A small file's bytes, checked against `expected`."""
     try:
         with files.open(name) as stream:
@@ -223,7 +174,7 @@ def _from_layout(where: str, name: str, platform: Platform, store: Store) -> Bas
         raise BuildError(f"there is no OCI layout at {folder}")
     if not (folder / "index.json").is_file():
         raise BuildError(f"{folder} is not an OCI layout: it has no index.json")
-    return _from_index(_Folder(folder), tag, name, platform, store)
+    return _from_index(Folder(folder), tag, name, platform, store)
 
 
 def _split_layout(where: str) -> tuple[Path, str]:
@@ -238,7 +189,7 @@ def _split_layout(where: str) -> tuple[Path, str]:
     return Path(where[: cuts[0]] if cuts else where), ""
 
 
-def _from_index(files: _Files, tag: str, name: str, platform: Platform, store: Store) -> BaseImage:
+def _from_index(files: Named, tag: str, name: str, platform: Platform, store: Store) -> BaseImage:
     """The image of an OCI layout."""
     found = _pick(files, tag, platform)
     manifest = Manifest.from_json(parse_json(_read(files, _blob(found.digest), found), f"{files.title}: the manifest"))
@@ -265,7 +216,7 @@ def _oci_type(media_type: str) -> str:
     return media_type.replace(".layer.nondistributable.v1.", ".layer.v1.")
 
 
-def _pick(files: _Files, tag: str, platform: Platform) -> Descriptor:
+def _pick(files: Named, tag: str, platform: Platform) -> Descriptor:
     """The manifest of an index that `tag` names, for `platform`; nested indexes are followed."""
     index = Index.from_json(parse_json(_read(files, "index.json"), f"{files.title}/index.json"))
     candidates = _tagged(files.title, index.manifests, tag)
@@ -345,7 +296,7 @@ def _normal(platform: Platform) -> Platform:
     return platform
 
 
-def _take(files: _Files, name: str, expected: Descriptor, store: Store) -> None:
+def _take(files: Named, name: str, expected: Descriptor, store: Store) -> None:
     """Copy a blob into the store unless it is there, checking it on the way."""
     if store.holds(expected):
         return
@@ -421,13 +372,13 @@ def _recall(text: str, name: str, store: Store) -> BaseImage | None:
 
 
 @contextlib.contextmanager
-def _plain_archive(path: Path, store: Store) -> Iterator[_Archive]:
+def _plain_archive(path: Path, store: Store) -> Iterator[Archive]:
     """The archive as a plain tar file: unpacked into the store's tmp when it is compressed."""
     from cache import compression
 
     with path.open("rb") as stream:
         if not compression.compressed(stream):
-            yield _Archive(path)
+            yield Archive(path, str(path))
             return
         import tempfile
 
@@ -435,10 +386,10 @@ def _plain_archive(path: Path, store: Store) -> Iterator[_Archive]:
             while chunk := plain.read(_CHUNK):
                 copy.write(chunk)
             copy.flush()
-            yield _Archive(Path(copy.name))
+            yield Archive(Path(copy.name), str(path))
 
 
-def _read_archive(files: _Archive, tag: str, name: str, platform: Platform, store: Store) -> BaseImage:
+def _read_archive(files: Archive, tag: str, name: str, platform: Platform, store: Store) -> BaseImage:
     try:
         files.open("index.json").close()
     except FileNotFoundError:
@@ -446,7 +397,7 @@ def _read_archive(files: _Archive, tag: str, name: str, platform: Platform, stor
     return _from_index(files, tag, name, platform, store)
 
 
-def _from_docker(files: _Archive, tag: str, name: str, store: Store) -> BaseImage:
+def _from_docker(files: Archive, tag: str, name: str, store: Store) -> BaseImage:
     """The image of an archive that has only docker's manifest.json.
 
     Its layers have no digests of their own; what is not compressed is checked against its diff id.
@@ -494,7 +445,7 @@ def _docker_image(title: str, table: object, tag: str) -> Mapping[str, Any]:
 _MAGIC = ((b"\x1f\x8b", LAYER_GZIP), (b"\x28\xb5\x2f\xfd", LAYER_ZSTD))
 
 
-def _take_unnamed(files: _Archive, name: str, diff_id: Digest, store: Store) -> Descriptor:
+def _take_unnamed(files: Archive, name: str, diff_id: Digest, store: Store) -> Descriptor:
     """Copy a layer of which only the diff id is known into the store."""
     try:
         stream = files.open(name)
@@ -599,8 +550,8 @@ def import_rootfs(
     """Make an image of one layer of a root file system's tar, compressed or not, and give it `name`.
 
     changes: lines of a Dockerfile, such as `CMD ["sh"]`, that set the config, as for `docker import`; without them
-    it is empty. message: the history's comment. The image's date is that of its newest file, so that the same tar gives the
-    same image. An empty `name` gives none. StoreError when it is no tar, with nothing left of it.
+    it is empty. message: the history's comment. An empty `name` gives none. The image's date is that of its newest
+    file, so that the same tar gives the same image. StoreError when it is no tar, with nothing left of it.
     """
     from cache import layers
 

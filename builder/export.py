@@ -16,10 +16,10 @@ import os
 import stat
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
+from builder.archives import Member, write_tar
 from builder.errors import BuildError, UnsupportedError
 from builder.events import ExportFinished, ExportStarted, Reporter
 from cache.errors import CorruptError
@@ -27,7 +27,7 @@ from cache.oci import INDEX, MANIFEST, REF_NAME, Descriptor, Manifest, canonical
 from cache.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from builder.model import ImageResult, OutputSpec
     from cache.store import Store
@@ -141,23 +141,13 @@ def _write(image: ImageResult, kind: str, where: str, names: Sequence[str], stor
     if folder:
         return _to_folder(members, Path(where))
     with _sink(where) as out:
-        return _to_tar(members, out)
+        return write_tar(members, out)
 
 
 # ---------------------------------------------------------------- layouts and their archives
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """One file of a layout: `data`, or the store's blob."""
-
-    name: str
-    size: int
-    data: bytes | None = None
-    open: Callable[[], BinaryIO] | None = None
-
-
-def _members(image: ImageResult, names: Sequence[str], store: Store, *, docker: bool) -> Iterator[_Member]:
+def _members(image: ImageResult, names: Sequence[str], store: Store, *, docker: bool) -> Iterator[Member]:
     """The files of the layout, the small ones that say what the others are first."""
     manifest = Manifest.from_json(parse_json(store.read_blob(image.manifest), "the image's manifest"))
     yield _made("oci-layout", _LAYOUT)
@@ -167,11 +157,11 @@ def _members(image: ImageResult, names: Sequence[str], store: Store, *, docker: 
     blobs = (image.manifest, manifest.config, *manifest.layers)
     for blob in dict.fromkeys((blob.digest, blob.size) for blob in blobs):
         digest, size = blob
-        yield _Member(_path(digest), size, open=lambda digest=digest: store.open_blob(digest))  # type: ignore[misc]
+        yield Member(_path(digest), size, open=lambda digest=digest: store.open_blob(digest))  # type: ignore[misc]
 
 
-def _made(name: str, data: bytes) -> _Member:
-    return _Member(name, len(data), data)
+def _made(name: str, data: bytes) -> Member:
+    return Member(name, len(data), data)
 
 
 def _path(digest: str) -> str:
@@ -203,51 +193,7 @@ def _docker_manifest(manifest: Manifest, names: Sequence[str]) -> bytes:
     )
 
 
-def _to_tar(members: Iterator[_Member], out: BinaryIO) -> int:
-    import tarfile
-
-    total = 0
-    made: set[str] = set()
-    for member in members:
-        for folder in _parents(member.name):
-            if folder not in made:
-                made.add(folder)
-                info = tarfile.TarInfo(folder + "/")
-                info.type, info.mode = tarfile.DIRTYPE, 0o755
-                out.write(info.tobuf(tarfile.USTAR_FORMAT))
-                total += 512
-        info = tarfile.TarInfo(member.name)
-        info.size, info.mode = member.size, 0o644
-        # Only GNU's and PAX's headers can say sizes above 8 GiB; docker, skopeo and umoci read both.
-        out.write(info.tobuf(tarfile.USTAR_FORMAT if member.size < 1 << 33 else tarfile.GNU_FORMAT))
-        _copy(member, out)
-        padding = -member.size % 512
-        out.write(bytes(padding))
-        total += 512 + member.size + padding
-    out.write(bytes(1024))
-    return total + 1024
-
-
-def _parents(name: str) -> Iterator[str]:
-    parts = name.split("/")[:-1]
-    yield from ("/".join(parts[: depth + 1]) for depth in range(len(parts)))
-
-
-def _copy(member: _Member, out: BinaryIO) -> None:
-    if member.open is None:
-        assert member.data is not None
-        out.write(member.data)
-        return
-    left = member.size
-    with member.open() as stream:
-        while chunk := stream.read(min(_CHUNK, left)):
-            out.write(chunk)
-            left -= len(chunk)
-    if left:
-        raise CorruptError(f"{member.name} in the store is shorter than its manifest says")
-
-
-def _to_folder(members: Iterator[_Member], folder: Path) -> int:
+def _to_folder(members: Iterator[Member], folder: Path) -> int:
     """Put the layout into `folder`; one that is there already keeps its other images.
 
     Blobs come first and `index.json` last, each by a rename: a reader never sees a name without its blobs.
@@ -255,7 +201,7 @@ def _to_folder(members: Iterator[_Member], folder: Path) -> int:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "oci-layout").is_file():
         raise BuildError(f"{folder} is not empty and no OCI layout", hint="choose an empty or a new directory")
     total = 0
-    last: list[_Member] = []
+    last: list[Member] = []
     for member in members:
         total += member.size
         if "/" not in member.name:
@@ -265,9 +211,9 @@ def _to_folder(members: Iterator[_Member], folder: Path) -> int:
         if not place.is_file() or place.stat().st_size != member.size:
             place.parent.mkdir(parents=True, exist_ok=True)
             with _renamed(place) as out:
-                _copy(member, out)
+                member.copy(out)
     for member in last:
-        data = cast("bytes", member.data)
+        data = member.data
         if member.name == "index.json" and (folder / member.name).is_file():
             data = _merged((folder / member.name).read_bytes(), data, str(folder))
         with _renamed(folder / member.name) as out:
