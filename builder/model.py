@@ -115,14 +115,16 @@ class StageBase:
 class StagePlan:
     """One stage that has to be built. `needs` are the indexes of the stages whose files or config it uses.
 
-    triggers: the ONBUILD instructions of the base, which run first. replaced: a named context of the stage's name
-    stands in for it, so none of its instructions count.
+    triggers: the ONBUILD instructions of the base, which run first. trigger_sources: the texts that they were parsed
+    from, one for each, when they come from an image; empty when they stand in the same file. replaced: a named context
+    of the stage's name stands in for it, so none of its instructions count.
     """
 
     stage: Stage
     base: StageBase
     needs: frozenset[int] = frozenset()
     triggers: tuple[Instruction, ...] = ()
+    trigger_sources: tuple[Source, ...] = ()
     replaced: bool = False
 
     @property
@@ -390,7 +392,9 @@ class Lowered:
     """One instruction, lowered: the state after it, at most one step, and its line of history.
 
     created_by: the history line, empty for none. title: the progress line, such as `COPY . /app`. findings: warnings
-    of this instruction.
+    of this instruction. source: the text that the instruction stands in: the build file, or a trigger of a base image.
+    secrets: values of ARGs and ENVs that look like secrets and went into the step's words: to be masked wherever the
+    step is kept or shown.
     """
 
     instruction: Instruction
@@ -399,6 +403,8 @@ class Lowered:
     created_by: str = ""
     title: str = ""
     findings: tuple[Finding, ...] = ()
+    source: Source | None = None
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 # ---------------------------------------------------------------- made

@@ -6,6 +6,7 @@ need is left out. Meaning follows BuildKit's, down to which mistakes of an unuse
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -112,15 +113,14 @@ def plan(
     )
 
 
-def with_triggers(old: Plan, stage: int, triggers: Sequence[Instruction], source: Source | None = None) -> Plan:
-    """The plan with the ONBUILD triggers of a stage's base image put before the stage's own instructions.
+def with_triggers(old: Plan, stage: int, triggers: Sequence[Instruction], source: Source) -> Plan:
+    """The plan with ONBUILD triggers of a stage's base image put before the stage's own instructions.
 
-    They may take files from stages that nothing needed so far: those move from `unused` to `stages`. source: the text
-    that the triggers were parsed from, for messages. To be called at most once for a stage. Raises as `plan` does.
+    Triggers that were added before stay in front of these. They may take files from stages that nothing needed so far:
+    those move from `unused` to `stages`. source: the text that the triggers were parsed from, for messages. Raises as
+    `plan` does.
     """
-    if not triggers:
-        return old
-    scope = old.scope(stage) if source is None else old.scope(stage).of(source)
+    scope = old.scope(stage).of(source)
     edges = _edges(triggers, scope)
     for edge in edges:
         check_earlier(edge.stage, edge.use, scope)
@@ -128,7 +128,8 @@ def with_triggers(old: Plan, stage: int, triggers: Sequence[Instruction], source
     checked = {item.stage.index for item in old.stages}
     items[stage] = replace(
         items[stage],
-        triggers=(*triggers, *items[stage].triggers),
+        triggers=(*items[stage].triggers, *triggers),
+        trigger_sources=(*items[stage].trigger_sources, *([source] * len(triggers))),
         needs=items[stage].needs | {edge.stage for edge in edges},
     )
     needed, unused = _split(items, old.target, old.scopes, checked)
@@ -180,10 +181,8 @@ def _epoch(
     value = build_args.get(EPOCH, global_args.get(EPOCH, ""))
     if not value:
         return None, None
-    try:
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", value):
         return int(value), None
-    except ValueError:
-        pass
     if value == "context":
         return None, CONTEXT
     if familiar(value) in contexts:
@@ -416,26 +415,32 @@ def _edges(instructions: Iterable[Instruction], scope: Scope) -> list[_Edge]:
 def _check_circles(edges: Sequence[Sequence[_Edge]], scopes: Sequence[Scope]) -> None:
     """BuildError for stages that take files from each other in a circle, needed or not."""
     done: set[int] = set()
-
-    def visit(stage: int, path: list[int]) -> None:
-        if stage in done:
-            return
-        for edge in edges[stage]:
-            if edge.stage == stage:
-                check_earlier(stage, edge.use, scopes[stage])
-            if edge.stage in path or edge.stage == stage:
-                circle = [*path, stage][[*path, stage].index(edge.stage) :]
-                titles = scopes[stage].titles
-                names = " -> ".join(titles[index] for index in (*circle, edge.stage))
-                msg = f"circular dependency detected on stage: {titles[stage]}"
-                raise BuildError(
-                    msg, span=edge.use.span, source=scopes[stage].source, hint=f"each needs the next one: {names}"
-                )
-            visit(edge.stage, [*path, stage])
-        done.add(stage)
-
     for start in range(len(edges)):
-        visit(start, [])
+        path = [start]
+        waiting = [iter(edges[start])]
+        while waiting:
+            for edge in waiting[-1]:
+                if edge.stage in path:
+                    raise _circle(path[path.index(edge.stage) :], edge, scopes[path[-1]])
+                if edge.stage not in done:
+                    path.append(edge.stage)
+                    waiting.append(iter(edges[edge.stage]))
+                    break
+            else:
+                waiting.pop()
+                done.add(path.pop())
+
+
+def _circle(circle: Sequence[int], edge: _Edge, scope: Scope) -> BuildError:
+    if len(circle) == 1:
+        try:
+            check_earlier(edge.stage, edge.use, scope)
+        except BuildError as error:
+            return error
+    titles = scope.titles
+    names = " -> ".join(titles[index] for index in (*circle, edge.stage))
+    msg = f"circular dependency detected on stage: {titles[circle[-1]]}"
+    return BuildError(msg, span=edge.use.span, source=scope.source, hint=f"each needs the next one: {names}")
 
 
 def _split(

@@ -1,7 +1,8 @@
 """Sources of ADD that are not files of the context: http(s) URLs and git repositories.
 
 https://docs.docker.com/reference/dockerfile/#add: an http(s) URL is a git repository when its path ends in `.git`;
-`git://`, `ssh://` and `user@host:path` always are one. The fragment is `#ref:subdir`; the query holds the same and more.
+`git://`, `ssh://` and `user@host:path` always are one. The fragment is `#ref:subdir`;
+the query holds the same and more.
 """
 
 from __future__ import annotations

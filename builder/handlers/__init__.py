@@ -53,9 +53,10 @@ from grammar.instructions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from builder.model import Lowered, Scope, StageState
+    from grammar.source import Source
 
 __all__ = ["image_triggers", "inherited_state", "initial_state", "lower", "lower_all"]
 
@@ -66,20 +67,24 @@ def lower(instruction: Instruction, state: StageState, scope: Scope) -> Lowered:
     FROM is not lowered: see `initial_state` and `inherited_state`. Equal arguments give equal results. Raises
     BuildError with a place in `scope.source`.
     """
-    lowered = _lower(instruction, state, scope)
-    return lowered if lowered.title else replace(lowered, title=title(instruction))
+    return replace(_lower(instruction, state, scope), title=title(instruction), source=scope.source)
 
 
-def lower_all(instructions: Iterable[Instruction], state: StageState, scope: Scope) -> tuple[Lowered, ...]:
+def lower_all(
+    instructions: Iterable[Instruction], state: StageState, scope: Scope, sources: Sequence[Source] = ()
+) -> tuple[Lowered, ...]:
     """`lower` for a stage's instructions in their order, each with the state after the one before.
 
-    Raises BuildError, or BuildErrors when several instructions are wrong: one that is does not hide the others.
+    sources: the texts of the first instructions where they stand in others than `scope.source`
+    (`StagePlan.trigger_sources`). Raises BuildError, or BuildErrors when several instructions are wrong: one that is
+    does not hide the others.
     """
     found: list[Lowered] = []
     errors: list[BuildError] = []
-    for instruction in instructions:
+    for index, instruction in enumerate(instructions):
+        here = scope.of(sources[index]) if index < len(sources) else scope
         try:
-            lowered = lower(instruction, state, scope)
+            lowered = lower(instruction, state, here)
         except BuildError as error:
             errors.append(error)
         else:

@@ -5,7 +5,6 @@ Pure; the texts of history are BuildKit's, which prints Go values.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -209,6 +208,8 @@ def _ports(spec: str, word: Word, scope: Scope) -> list[str]:
         hint = did_you_mean(protocol, _PROTOCOLS) or "a protocol is tcp, udp or sctp"
         raise error(scope, f"invalid port: {spec!r}: invalid proto: {protocol}", word.span, hint)
     if address:
+        import ipaddress
+
         try:
             ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
         except ValueError:

@@ -45,6 +45,7 @@ class Expander:
         self.environment = dict(state.environment)
         self.scope = scope
         self.findings: list[Finding] = []
+        self.secrets: set[str] = set()
         self._declared = {name for name, _ in state.args}
 
     def word(self, word: Word | None) -> str:
@@ -75,7 +76,14 @@ class Expander:
             self._try(lambda: expand_heredoc(heredoc.body, self.environment), "", heredoc.span), heredoc.span
         )
 
+    def masked(self, text: str) -> str:
+        """`text` without the values of secrets that went into the words expanded so far."""
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            text = text.replace(secret, MASK)
+        return text
+
     def _note(self, found: Expansion, span: Span) -> str:
+        self.secrets |= {self.environment[name] for name in found.used if looks_secret(name)} - {""}
         for name in sorted(found.missing - self._declared):
             hint = did_you_mean(name, self.environment)
             self.findings.append(

@@ -81,7 +81,12 @@ def _transfer(instruction: Copy | Add, state: StageState, scope: Scope, *, origi
         written,
     ]
     return Lowered(
-        instruction, state, step, created_by=f"{' '.join(parts)} # buildkit", findings=tuple(expander.findings)
+        instruction,
+        state,
+        step,
+        created_by=f"{expander.masked(' '.join(parts))} # buildkit",
+        findings=tuple(expander.findings),
+        secrets=frozenset(expander.secrets),
     )
 
 

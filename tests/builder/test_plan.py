@@ -115,6 +115,13 @@ def test_a_circle_counts_even_where_nothing_needs_it() -> None:
     assert "a -> b -> a" in error.hint
 
 
+def test_many_stages_in_a_row() -> None:
+    text = "FROM scratch AS s0\n" + "".join(
+        f"FROM scratch AS s{n}\nCOPY --from=s{n - 1} /a /a\n" for n in range(1, 1500)
+    )
+    assert len(planned(text).stages) == 1500
+
+
 def test_index_too_big() -> None:
     error = refused("FROM scratch\nCOPY --from=5 /a /b\n")
     assert "invalid stage index 5" in error.message
@@ -275,10 +282,13 @@ def test_triggers_of_an_image_may_need_stages() -> None:
     before = planned(text, build_args={"WHO": "x"})
     assert indexes(before) == [2]
     assert len(before.findings) == 1
-    triggers = [parse_trigger("ARG WHO"), parse_trigger("COPY --from=tools /t /t")]
-    after = with_triggers(before, 2, triggers, Source("ONBUILD of parent", "COPY --from=tools /t /t"))
+    after = with_triggers(before, 2, [parse_trigger("ARG WHO")], Source("ONBUILD of parent", "ARG WHO"))
+    assert indexes(after) == [2]
+    source = Source("ONBUILD of parent", "COPY --from=tools /t /t")
+    after = with_triggers(after, 2, [parse_trigger(source.text)], source)
     assert indexes(after) == [0, 2]
     assert [type(item).__name__ for item in after.stages[1].instructions] == ["Arg", "Copy", "Copy"]
+    assert [one.text for one in after.stages[1].trigger_sources] == ["ARG WHO", source.text]
     assert after.findings == ()
 
 

@@ -9,7 +9,7 @@ import pytest
 from builder.errors import BuildError, BuildErrors
 from builder.handlers import image_triggers, inherited_state, initial_state, lower_all
 from builder.handlers.expansion import looks_secret
-from builder.plan import plan
+from builder.plan import plan, with_triggers
 from cache.oci import ImageConfig, Platform, RuntimeConfig
 from grammar.parser import parse
 from grammar.source import Source
@@ -161,6 +161,21 @@ def test_triggers_that_can_not_be_read() -> None:
     with pytest.raises(BuildErrors) as caught:
         image_triggers(base, "parent")
     assert len(caught.value.errors) == 2
+
+
+def test_a_trigger_is_lowered_in_its_own_text() -> None:
+    found = plan(parse(Source("Dockerfile", "# escape=`\nFROM parent\nLABEL b=1\n")), build_platform=AMD)
+    base = ImageConfig(config=RuntimeConfig(on_build=("LABEL a=1\\ 2", "EXPOSE 1-0")))
+    for source, trigger in image_triggers(base, "parent"):
+        found = with_triggers(found, 0, [trigger], source)
+    (stage,) = found.stages
+    scope = found.scope(0)
+    lines = lower_all(stage.instructions[:1], initial_state(base, scope), scope, stage.trigger_sources)
+    assert lines[0].created_by == "LABEL a=1 2"
+    assert lines[0].source is stage.trigger_sources[0]
+    with pytest.raises(BuildError) as caught:
+        lower_all(stage.instructions, initial_state(base, scope), scope, stage.trigger_sources)
+    assert caught.value.source is stage.trigger_sources[1]
 
 
 def test_onbuild_is_kept_as_text_and_leaves_no_history() -> None:

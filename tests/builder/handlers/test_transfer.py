@@ -119,6 +119,14 @@ def test_quotes_that_do_not_match() -> None:
     assert "double-quote" in refused('COPY "with blank" /d/').message
 
 
+def test_secrets_are_masked_in_history() -> None:
+    line = last("ARG API_TOKEN=hunter2\nADD https://u:$API_TOKEN@h/f /$API_TOKEN")
+    assert line.created_by == "ADD https://u:***@h/f /*** # buildkit"
+    assert line.secrets == {"hunter2"}
+    assert "hunter2" not in line.title
+    assert last("ARG API_TOKEN=a\nCOPY a /a").created_by == "COPY a /a # buildkit"
+
+
 # ---------------------------------------------------------------- ADD
 
 
