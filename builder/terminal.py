@@ -313,12 +313,11 @@ class _Display:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except (OSError, ValueError):
-            self._broken = True
         except UnicodeEncodeError:
             encoding = self.stream.encoding or "ascii"
-            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            self.stream.flush()
+            self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except (OSError, ValueError):
+            self._broken = True
 
     def planned(self, event: BuildPlanned) -> None:
         """Take the totals. A lone stage without a name needs none in front of its steps."""
@@ -617,9 +616,10 @@ class Live(_Display):
                     if over:
                         self._drawing = False
                 try:
-                    for line in lines:
-                        console.print(Text.from_ansi(line))
+                    # First what is new below, since printing above draws it again.
                     live.update(Text("") if over else picture, refresh=True)
+                    if lines:
+                        console.print(Text.from_ansi("\n".join(lines)))
                 except (OSError, ValueError):
                     self._broken = True
                     with self.lock:

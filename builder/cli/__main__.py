@@ -1,0 +1,5 @@
+"""`python -m builder.cli` is `pybuild`."""
+
+from builder.cli import main
+
+main()

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from builder.cli import run
+from builder.cli.flags import UsageError
+from builder.cli.images import formatted
+from builder.cli.surroundings import Surroundings
+from cache.oci import LAYER, Descriptor, Digest, History, ImageConfig, Layer, RuntimeConfig, digest_of
+from cache.reference import Reference
+from cache.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Shell:
+    """`pybuild` on one store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.err = ""
+
+    def __call__(self, *words: str, stdin: bytes = b"", code: int = 0) -> str:
+        out, err = io.StringIO(), io.StringIO()
+        around = Surroundings({"PYBUILD_ROOT": str(self.root)}, io.BytesIO(stdin), out, err)
+        found = run(list(words), around)
+        self.err = err.getvalue()
+        assert found == code, self.err
+        return out.getvalue()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    isolation = ModuleType("builder.isolation")
+    isolation.choose = lambda forced="auto": SimpleNamespace(tier=forced, reason="")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "builder.isolation", isolation)
+    return Shell(tmp_path)
+
+
+def layer(store: Store, data: bytes) -> Layer:
+    blob = store.put_blob(data, LAYER)
+    return Layer(digest_of(data), Descriptor(LAYER, blob.digest, blob.size))
+
+
+@pytest.fixture
+def images(shell: Shell) -> dict[str, Digest]:
+    """step: an intermediate image; app: on it, with two names; old: dangling."""
+    with Store.open(shell.root) as store:
+        one, two = layer(store, b"x" * 1500), layer(store, b"y" * 500)
+        lines = (History("RUN one\n  more", "2020-01-01T00:00:00.123456789Z"), History("ENV A=b", empty_layer=True))
+        base = ImageConfig(
+            config=RuntimeConfig(env=("A=b",), labels=(("kind", "web"),)),
+            diff_ids=(one.diff_id,), history=lines[:1], created="2020-01-01T00:00:00Z",
+        )  # fmt: skip
+        step = store.put_image(base, (one,), intermediate=True)
+        final = replace(
+            base, diff_ids=(one.diff_id, two.diff_id), history=(*lines, History("COPY . /", "2020-01-01T00:00:00Z"))
+        )
+        app = store.put_image(final, (one, two), parent=step.id)
+        store.tag(Reference.parse("app:1.0"), app.id)
+        store.tag(Reference.parse("localhost:5000/team/app"), app.id)
+        old = store.put_image(replace(base, author="old", created="2019-01-01T00:00:00Z"), (one,))
+    return {"step": step.id, "app": app.id, "old": old.id}
+
+
+def short(digest: str) -> str:
+    return digest[7:19]
+
+
+def test_an_empty_store_lists_nothing(shell: Shell) -> None:
+    assert shell("images") == "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n"
+    assert shell("image", "ls", "-q") == ""
+
+
+def test_the_table_is_dockers(shell: Shell, images: dict[str, Digest]) -> None:
+    lines = shell("images").splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["app", "1.0", short(images["app"])],
+        ["localhost:5000/team/app", "latest", short(images["app"])],
+        ["<none>", "<none>", short(images["old"])],
+    ]
+    assert lines[1].endswith("years ago   2kB")
+    assert lines[0].index("TAG") == lines[1].index("1.0")
+
+
+def test_all_shows_the_intermediate_ones(shell: Shell, images: dict[str, Digest]) -> None:
+    assert short(images["step"]) not in shell("images")
+    assert short(images["step"]) in shell("images", "-a")
+
+
+@pytest.mark.parametrize(
+    "words, found",
+    [
+        (["-f", "dangling=true"], {"old"}),
+        (["-f", "dangling=false"], {"app"}),
+        (["-f", "label=kind"], {"app", "old"}),
+        (["-f", "label=kind=db"], set()),
+        (["-f", "reference=app"], {"app"}),
+        (["-f", "reference=*:2*"], set()),
+        (["-f", "reference=localhost:5000/*/app"], {"app"}),
+        (["-f", "before=app:1.0"], {"old"}),
+        (["-f", "since=app:1.0"], set()),
+        (["app"], {"app"}),
+        (["app:1.0"], {"app"}),
+        (["app:2.0"], set()),
+        (["-f", "dangling=false", "app:1.0"], {"app"}),
+    ],
+)
+def test_filters(shell: Shell, images: dict[str, Digest], words: list[str], found: set[str]) -> None:
+    assert set(shell("images", "-q", "--no-trunc", *words).split()) == {images[name] for name in found}
+
+
+def test_formats(shell: Shell, images: dict[str, Digest]) -> None:
+    rows = [json.loads(line) for line in shell("images", "--format", "json", "--no-trunc").splitlines()]
+    assert rows[0]["Repository"] == "app"
+    assert rows[0]["ID"] == images["app"]
+    assert shell("images", "--format", "{{.Repository}}:{{.Tag}}\\t{{ .Size }}", "app") == "app:1.0\t2kB\n"
+    assert "sha256:" in shell("images", "--digests").splitlines()[1]
+    shell("images", "--format", "{{range .}}", code=2)
+    shell("images", "-f", "color=red", code=2)
+
+
+def test_inspect(shell: Shell, images: dict[str, Digest]) -> None:
+    (document,) = json.loads(shell("inspect", "app:1.0"))
+    assert document["Id"] == images["app"]
+    assert document["Parent"] == images["step"]
+    assert document["RepoTags"] == ["app:1.0", "localhost:5000/team/app:latest"]
+    assert document["RootFS"]["Type"] == "layers"
+    assert len(document["RootFS"]["Layers"]) == 2
+    assert shell("image", "inspect", "-f", "{{json .Config.Env}} {{.Os}}", images["app"][7:20]) == '["A=b"] linux\n'
+    assert json.loads(shell("inspect", "app:1.0", "nothing", code=1))[0]["Id"] == images["app"]
+    assert "error: " in shell.err
+
+
+def test_history(shell: Shell, images: dict[str, Digest]) -> None:
+    lines = shell("history", "app:1.0").splitlines()
+    assert lines[0].split() == ["IMAGE", "CREATED", "CREATED", "BY", "SIZE", "COMMENT"]
+    assert [line.split()[0] for line in lines[1:]] == [short(images["app"]), "<missing>", short(images["step"])]
+    assert "RUN one   more" in lines[3]
+    assert [json.loads(line)["Size"] for line in shell("history", "--format=json", "app:1.0").splitlines()] == [
+        "500B", "0B", "1.5kB",
+    ]  # fmt: skip
+
+
+def test_a_name_moves_and_the_old_image_dangles(shell: Shell, images: dict[str, Digest]) -> None:
+    shell("tag", images["old"], "localhost:5000/team/app")
+    assert shell("images", "-q", "--no-trunc", "localhost:5000/team/app").strip() == images["old"]
+    shell("rmi", "app:1.0")
+    assert "<none>" not in shell("images")
+    shell("tag", "nothing", "x", code=1)
+    shell("tag", images["old"], "Upper", code=1)
+
+
+def test_removal_says_what_it_did(shell: Shell, images: dict[str, Digest]) -> None:
+    assert shell("rmi", "localhost:5000/team/app") == "Untagged: localhost:5000/team/app:latest\n"
+    lines = shell("rmi", "app:1.0").splitlines()
+    assert lines[0] == "Untagged: app:1.0"
+    assert f"Deleted: {images['app']}" in lines
+    shell("rmi", "app:1.0", code=1)
+    assert "no such image" in shell.err.lower()
+    shell("rmi", "-f", "app:1.0")
+
+
+def test_removing_several_goes_on_after_one_that_is_missing(shell: Shell, images: dict[str, Digest]) -> None:
+    assert f"Deleted: {images['old']}" in shell("rmi", "nothing", images["old"], code=1)
+
+
+def test_prune_asks(shell: Shell, images: dict[str, Digest]) -> None:
+    shell("image", "prune", code=2)
+    assert "-f" in shell.err
+    out = shell("image", "prune", "-f")
+    assert f"Deleted: {images['old']}" in out
+    assert "Total reclaimed space: " in out
+    assert shell("images", "-q", "--no-trunc").split() == [images["app"]] * 1
+    assert shell("image", "prune", "--force") == "Total reclaimed space: 0B\n"
+
+
+def test_templates() -> None:
+    row = {"a": {"b": ["x"]}, "s": "t"}
+    assert formatted("{{json .a}} {{.s}} {{.a.b}}", row) == '{"b": ["x"]} t ["x"]'
+    assert formatted("json", row) == json.dumps(row)
+    for wrong in ("x", "{{.none}}", "table {{.s}}", "{{if .s}}"):
+        with pytest.raises(UsageError):
+            formatted(wrong, row)
+
+
+def test_ignore_says_which_line_decided(shell: Shell, tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / ".dockerignore").write_text("# comment\n*.o\n\n!keep.o\n")
+    out = shell("ignore", "-C", str(context), "a.o", "keep.o", "main.c", ".").splitlines()
+    file = context / ".dockerignore"
+    assert out == [f"out  a.o   {file}:2: *.o", f"in   keep.o   {file}:4: !keep.o", "in   main.c", "in   ."]
+    (context / "Dockerfile.dockerignore").write_text("main.c\n")
+    assert shell("ignore", "-C", str(context), "main.c").startswith("out  main.c   ")
+    shell("ignore", "-C", str(context), "../x", code=2)
+    shell("ignore", code=2)
+
+
+def test_about(shell: Shell) -> None:
+    assert shell("version").startswith("pybuild ")
+    facts = json.loads(shell("info", "--format", "json"))
+    assert facts["store"] == str(shell.root)
+    assert facts["images"] == 0
+    assert "tier:" in shell("info")
