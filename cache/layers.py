@@ -46,6 +46,7 @@ __all__ = [
     "decompressed",
     "import_tar",
     "listing",
+    "pack",
     "read",
     "unpacked",
     "write",
@@ -92,24 +93,32 @@ def write(entries: Iterable[Entry], store: Store, compression: Compression = GZI
     done: list[Entry] = []
     size = 0
     with store.writer() as blob, _Sink(blob, compression) as sink:
-        add = sink.add
-        for entry in entries:
-            header, plain = _header(entry, epoch)
-            add(header)
-            if entry.kind is Kind.FILE:
-                plain = replace_digest(plain, _copy(entry, add))
-                size += entry.size
-                if padding := -entry.size % _BLOCK:
-                    add(_PADDING[padding])
+        for plain in pack(entries, sink.add, epoch):
+            size += plain.size
             done.append(plain)
-        # The two blocks that end an archive. Go's writer, which made most layers there are, fills up no further.
-        add(bytes(2 * _BLOCK))
         diff_id = sink.finish()
         digest, length = blob.commit()
     layer = Layer(diff_id, Descriptor(compression.media_type, digest, length))
     found = tuple(done)
     _remember(store, diff_id, found)
     return Written(layer, size, len(found), found)
+
+
+def pack(entries: Iterable[Entry], add: Callable[[bytes], None], epoch: int | None = None) -> Iterator[Entry]:
+    """Give a tar of `entries` to `add`, piece by piece; each entry as the tar says it, once it is written.
+
+    The tar ends when the iterator does. Raises as `write` does.
+    """
+    for entry in entries:
+        header, plain = _header(entry, epoch)
+        add(header)
+        if entry.kind is Kind.FILE:
+            plain = replace_digest(plain, _copy(entry, add))
+            if padding := -entry.size % _BLOCK:
+                add(_PADDING[padding])
+        yield plain
+    # The two blocks that end an archive. Go's writer, which made most layers there are, fills up no further.
+    add(bytes(2 * _BLOCK))
 
 
 _PADDING = tuple(bytes(count) for count in range(_BLOCK))
