@@ -9,10 +9,11 @@ Nothing here reaches a network.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from builder.archives import Archive, Folder
 from builder.assembly import rfc3339
@@ -277,15 +278,18 @@ def _for_platform(title: str, manifests: Sequence[Descriptor], platform: Platfor
     if not images:
         raise BuildError(f"{title} holds no image")
     wanted = _normal(platform)
-    for same in (lambda has: has == wanted, lambda has: replace(has, variant="") == replace(wanted, variant="")):
-        for found in images:
-            if found.platform is not None and same(_normal(found.platform)):
-                return found
+    having = [(found, _normal(found.platform)) for found in images if found.platform is not None]
+    for found, has in having:
+        if has == wanted:
+            return found
+    for found, has in having:
+        if (has.os, has.architecture) == (wanted.os, wanted.architecture):
+            return found
     unsaid = [found for found in images if found.platform is None]
     if unsaid:
         return unsaid[0]
-    has = ", ".join(str(found.platform) for found in images)
-    raise BuildError(f"{title} has no image for {platform}", hint=f"it has {has}; choose with --platform")
+    known = ", ".join(str(found.platform) for found in images)
+    raise BuildError(f"{title} has no image for {platform}", hint=f"it has {known}; choose with --platform")
 
 
 def _normal(platform: Platform) -> Platform:
@@ -556,10 +560,16 @@ def import_rootfs(
     from cache import layers
 
     reference = Reference.parse(name) if name else None
-    written = layers.import_tar(source, store)
+    state = _changed(changes, platform or host_platform())
+    buffered = io.BufferedReader(source)  # type: ignore[type-var]
+    try:
+        if not buffered.peek(1):
+            raise CorruptError("there is nothing to import: the archive is empty")
+        written = layers.import_tar(cast("BinaryIO", buffered), store)
+    finally:
+        buffered.detach()
     newest = max((entry.mtime_ns for entry in written.entries), default=0)
     created = rfc3339(max(newest, 0) // 1_000_000_000)
-    state = _changed(changes, platform or host_platform())
     config = ImageConfig(
         platform=state.platform,
         config=state.config,
@@ -588,7 +598,7 @@ def _changed(changes: Sequence[str], platform: Platform) -> StageState:
     for text in changes:
         source = Source("--change", text)
         scope = model.Scope(source, 0, ("import",), {}, {}, {}, {}, platform)
-        instruction = parse_trigger(text)
+        instruction = parse_trigger(text, source.name)
         if isinstance(instruction, refused):
             raise BuildError(
                 f"--change {text}: an import runs and copies nothing",
