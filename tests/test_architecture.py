@@ -21,10 +21,10 @@ PACKAGES = ("builder", "cache", "grammar")
 DOORKEEPERS = {
     "lark": {"grammar/parser.py"},
     "sqlite3": {"cache/database.py"},
-    "urllib3": {"builder/context.py", "cache/registry.py"},
+    "urllib3": {"builder/fetch.py", "cache/registry.py"},
     "ctypes": {"builder/sandbox.py"},
     "rich": {"builder/terminal.py"},
-    "tarfile": {"cache/layers.py", "builder/export.py"},
+    "tarfile": {"cache/layers.py", "builder/archives.py"},
     "platformdirs": {"builder/cli/surroundings.py"},
     "isal": {"cache/compression.py"},
 }

@@ -151,11 +151,15 @@ def build(given: Given, around: Surroundings) -> int:
 
 def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
     """Print the plan and the lowered steps. Needs no tier; all that it may write are bases that the store takes in."""
-    from builder.build import prepare
+    from builder.build import open_request, prepare
     from builder.cli.outline import outline
+    from builder.terminal import render_finding
 
-    with open_store(given, around.environ) as store:
-        around.say(outline(prepare(request, store, around.stdin)).rstrip("\n"))
+    with open_store(given, around.environ) as store, open_request(request, store, around.stdin) as contexts:
+        plan, work = prepare(request, store, contexts)
+    around.say(outline(plan, work.stages).rstrip("\n"))
+    for finding in (*plan.findings, *(each for s in work.stages for low in s.lowered for each in low.findings)):
+        print(render_finding(finding, colour=around.colour(around.stderr)), end="", file=around.stderr)
     return 0
 
 

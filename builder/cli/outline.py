@@ -26,19 +26,17 @@ from builder.model import (
 from builder.terminal import columns, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from builder.build import Prepared
     from builder.engine import StageWork
     from builder.model import FileSource, Lowered, Mount, Origin, Plan
 
 
-def outline(ready: Prepared) -> str:
-    """The text; equal for equal builds, whatever the machine."""
-    plan = ready.plan
+def outline(plan: Plan, stages: Sequence[StageWork]) -> str:
+    """The text; equal for equal builds, whatever the machine. stages: lowered, in the plan's order."""
     title = plan.scope(plan.target).titles[plan.target]
     lines = [f"{printable(plan.dockerfile.source.name)}: target {title}, platform {plan.platform}"]
-    for work in ready.work:
+    for work in stages:
         lines += ["", *_stage(work, plan)]
     if plan.unused:
         lines += ["", "not needed: " + ", ".join(stage.title for stage in plan.unused)]
@@ -49,7 +47,7 @@ def _stage(work: StageWork, plan: Plan) -> Iterator[str]:
     base = work.plan.base
     titles = plan.scope(work.plan.stage.index).titles
     below = titles[base.stage] if base.stage is not None else base.context or base.image
-    needs = ", ".join(titles[index] for index in sorted(work.needs))
+    needs = ", ".join(titles[index] for index in sorted(work.plan.needs))
     yield f"stage {work.plan.title} from {below}" + (f", needs {needs}" if needs else "")
     rows = []
     for lowered in work.lowered:
