@@ -99,63 +99,64 @@ def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Pl
         allow=request.run.allow,
     )
     named = dict(request.build_contexts)
-    made, images = _with_bases(made, named, store)
-    stages = lower_stages(made, images)
-    _add_images(stages, images, made.platform, named, store)
+    made, found = _with_bases(made, named, store)
+    stages = lower_stages(made, found)
+    images = _images(stages, made.platform, named, store)
     check_steps(stages, contexts, images)
     supplies = Supplies(request.run, request.secrets, request.ssh)
     fresh = None if request.no_cache else request.no_cache_filter
     return made, Work(stages, made.target, contexts, images, request.labels, fresh, made.epoch, supplies)
 
 
-def _with_bases(made: Plan, named: dict[str, str], store: Store) -> tuple[Plan, dict[str, BaseImage | None]]:
-    """The base image of every planned stage that has one; their triggers may bring further stages into the plan."""
-    images: dict[str, BaseImage | None] = {}
-    seen: set[int] = set()
+def _with_bases(made: Plan, named: dict[str, str], store: Store) -> tuple[Plan, dict[int, BaseImage | None]]:
+    """The base image of every planned stage that has one, by the stage's index; None for scratch.
+
+    Their triggers may bring further stages into the plan, which then want their bases, too.
+    """
+    found: dict[int, BaseImage | None] = {}
+    seen: dict[tuple[str, Platform], BaseImage | None] = {}
     while True:
-        missing = [s for s in made.stages if s.base.stage is None and s.stage.index not in seen]
+        missing = [s for s in made.stages if s.base.stage is None and s.stage.index not in found]
         if not missing:
-            return made, images
+            return made, found
         for stage in missing:
             index = stage.stage.index
-            seen.add(index)
-            name = image_of(stage)
-            if name not in images:
+            wanted = stage.base.context if stage.base.context is not None else stage.base.image
+            name = (wanted, stage.base.platform or made.platform)
+            if name not in seen:
                 try:
-                    images[name] = bases.resolve(name, stage.base.platform or made.platform, named, store)
+                    seen[name] = bases.resolve(*name, named, store)
                 except BuildError as error:
                     error.span = error.span or stage.stage.from_.image.span
                     error.source = error.source or made.dockerfile.source
                     raise
-            base = images[name]
-            for source, trigger in handlers.image_triggers(base.config if base else None, name):
+            base = found[index] = seen[name]
+            for source, trigger in handlers.image_triggers(base.config if base else None, wanted):
                 made = with_triggers(made, index, [trigger], source)
 
 
-def image_of(stage: StagePlan) -> str:
-    """The name by which a stage's base image is asked for: a named context's, or as FROM has it."""
-    return stage.base.context if stage.base.context is not None else stage.base.image
-
-
-def _add_images(
-    stages: tuple[StageWork, ...],
-    images: dict[str, BaseImage | None],
-    platform: Platform,
-    named: dict[str, str],
-    store: Store,
-) -> None:
+def _images(
+    stages: tuple[StageWork, ...], platform: Platform, named: dict[str, str], store: Store
+) -> dict[str, BaseImage | None]:
     """The images that COPY --from and mounts name. A context that is files and no image is none of them."""
+    found: dict[str, BaseImage | None] = {}
     for stage in stages:
         for lowered in stage.lowered:
             for origin in _origins(lowered.step):
                 name = origin.image
                 if origin.context and is_image(named[origin.context]):
                     name = origin.context
-                if name is not None and name not in images:
-                    images[name] = bases.resolve(name, platform, named, store)
+                if name is not None and name not in found:
+                    try:
+                        found[name] = bases.resolve(name, platform, named, store)
+                    except BuildError as error:
+                        error.span = error.span or lowered.instruction.span
+                        error.source = error.source or lowered.source
+                        raise
+    return found
 
 
-def lower_stages(made: Plan, images: dict[str, BaseImage | None]) -> tuple[StageWork, ...]:
+def lower_stages(made: Plan, found: dict[int, BaseImage | None]) -> tuple[StageWork, ...]:
     """Every planned stage lowered, in the plan's order. Pure. BuildError, or BuildErrors for several mistakes."""
     work: list[StageWork] = []
     states: dict[int, StageState] = {}
@@ -163,7 +164,7 @@ def lower_stages(made: Plan, images: dict[str, BaseImage | None]) -> tuple[Stage
     for stage in made.stages:
         index = stage.stage.index
         scope = made.scope(index)
-        base = images[image_of(stage)] if stage.base.stage is None else None
+        base = found.get(index)
         if stage.base.stage is not None:
             if stage.base.stage not in states:
                 continue  # the stage below has mistakes of its own, which are told
@@ -171,7 +172,7 @@ def lower_stages(made: Plan, images: dict[str, BaseImage | None]) -> tuple[Stage
         else:
             first = handlers.initial_state(base.config if base else None, scope)
         try:
-            lowered = handlers.lower_all(stage.instructions, first, scope)
+            lowered = handlers.lower_all(stage.instructions, first, scope, stage.trigger_sources)
         except BuildError as error:
             errors.append(error)
             continue
@@ -201,7 +202,7 @@ def check_steps(work: tuple[StageWork, ...], contexts: Contexts, images: dict[st
             step = lowered.step
             if isinstance(step, FileStep) and step.origin.context is not None and step.origin.context not in images:
                 try:
-                    files.check(step, contexts.files(step.origin.context), source=contexts.source)
+                    files.check(step, contexts.files(step.origin.context), source=lowered.source)
                 except BuildError as error:
                     errors.append(error)
     raise_all(errors)

@@ -254,8 +254,7 @@ class Engine:
         )
         started = time.monotonic()
         try:
-            parts = self._parts(stage, lowered)
-            hidden = run_steps.run_secrets(step) if isinstance(step, RunStep) else ()
+            parts, hidden = self._parts(stage, lowered)
             identity = key(parts, hidden=hidden)
             place = f"{self._work.contexts.name} {stage.work.plan.title} {stage.steps}"
             fresh = self._work.fresh is None or stage.work.plan.title in self._work.fresh
@@ -272,7 +271,7 @@ class Engine:
         except BaseException as error:
             self._report(StepFailed(number, time.monotonic() - started))
             if isinstance(error, BuildError):
-                error.source = error.source or self._work.contexts.source
+                error.source = error.source or lowered.source
                 error.span = error.span or lowered.instruction.span
             raise
         if record.layer is not None:
@@ -281,31 +280,34 @@ class Engine:
                 raise BuildError(
                     f"this would be layer {len(stage.layers)}; docker refuses more than {MAX_LAYERS}",
                     span=lowered.instruction.span,
-                    source=self._work.contexts.source,
+                    source=lowered.source,
                     hint="join RUN instructions, or copy the result into a fresh stage",
                 )
         stage.made.append(Made(lowered, record.layer, record.created))
         self._report(StepFinished(number, hit, time.monotonic() - started, record.size, record.files, reason))
 
-    def _parts(self, stage: StageRun, lowered: Lowered) -> list[Part]:
-        """What the step's result depends on, readable; its hash is the key."""
-        parent = (
-            "parent",
-            chain_ids(tuple(layer.diff_id for layer in stage.layers))[-1] if stage.layers else "scratch",
-        )
-        platform = ("platform", str(lowered.state.platform))
+    def _parts(self, stage: StageRun, lowered: Lowered) -> tuple[list[Part], list[bytes]]:
+        """What the step's result depends on, readable, and what of it may not be kept readable."""
+        chain = chain_ids(tuple(layer.diff_id for layer in stage.layers))
+        parent = ("parent", chain[-1] if chain else "scratch")
+        parts: list[Part] = [("platform", str(lowered.state.platform))]
+        hidden: list[bytes] = []
         match lowered.step:
             case RunStep() as step:
-                parts = [platform, parent, *run_steps.run_parts(step)]
+                parts += [parent, *run_steps.run_parts(step)]
+                hidden += run_steps.run_secrets(step)
                 for mount in step.mounts:
                     if isinstance(mount, BindMount):
                         selection = FileStep(mount.origin, (PathSource(mount.source, lowered.instruction.span),), "/")
                         parts += [(f"mount {mount.target} {name}", value) for name, value in self._inputs(selection)]
-                return parts
             case FileStep() as step:
-                return [platform, *([] if step.link else [parent]), *file_steps.step_parts(step), *self._inputs(step)]
-            case _:
+                parts += [*([] if step.link else [parent]), *file_steps.step_parts(step), *self._inputs(step)]
+            case None:
                 raise AssertionError(lowered)
+        for secret in lowered.secrets:
+            parts = [(name.replace(secret, "***"), value.replace(secret, "***")) for name, value in parts]
+            hidden.append(secret.encode("utf-8", "surrogateescape"))
+        return parts, hidden
 
     def _inputs(self, step: FileStep) -> list[Part]:
         """What of the files that a step takes counts for its key.
