@@ -247,7 +247,8 @@ def test_the_top_level_is_fixed() -> None:
         pytest.skip("not a git checkout")
     found = {name.split("/")[0] for name in listed.split("\0") if name and not name.startswith(".")}
     assert found == {
-        "LICENSE", "README.md", "builder", "cache", "examples", "grammar", "pyproject.toml", "requirements.lock", "tests",
+        "LICENSE", "README.md", "pyproject.toml", "requirements.lock",
+        "builder", "cache", "examples", "grammar", "tests",
     }  # fmt: skip
 
 
