@@ -250,7 +250,10 @@ class Store:
         As in docker, a name comes before the beginning of an id. Raises NotFoundError with the nearest names as its
         hint, StoreError when the text is no name, or the beginning of several ids.
         """
-        return self._images("WHERE i.number = ?", (self.find(name_or_id)[0],))[0]
+        found = self._images("WHERE i.number = ?", (self.find(name_or_id)[0],))
+        if not found:  # another process has removed it since
+            raise NotFoundError(f"no such image: {name_or_id}")
+        return found[0]
 
     def images(self, *, all: bool = False) -> list[Image]:  # noqa: A002  the flag's name in docker
         """The images, newest first. all: the intermediate ones too."""
@@ -371,18 +374,15 @@ class Store:
         needs: tuple[Digest, ...],
     ) -> Image:
         self.ready()
-        rows = self.database.query(
-            "SELECT number, manifest, intermediate, parent FROM images WHERE id = ?", (image_id,)
-        )
-        if rows:
-            number, known, was_intermediate, known_parent = rows[0]
-            if (
-                known == manifest.digest
-                and (intermediate or not was_intermediate)
-                and (parent is None or known_parent is not None)
-                and not needs
-            ):
-                return self._images("WHERE i.number = ?", (number,))[0]
+        known = self._images("WHERE i.id = ?", (image_id,))
+        if (
+            known
+            and known[0].manifest.digest == manifest.digest
+            and (intermediate or not known[0].intermediate)
+            and (parent is None or known[0].parent is not None)
+            and not needs
+        ):
+            return known[0]
         with self.database.transaction() as connection:
             # Inside the transaction, since blobs are only ever freed inside one: see `cache.prune.sweep`.
             for layer in layers:
@@ -408,7 +408,7 @@ class Store:
             connection.executemany(
                 "INSERT OR IGNORE INTO needs VALUES (?, ?)", [(number, numbers[n]) for n in needs if n in numbers]
             )
-        return self._images("WHERE i.number = ?", (number,))[0]
+            return self._images("WHERE i.number = ?", (number,))[0]
 
     def _put_rows(
         self,
@@ -481,29 +481,23 @@ class Store:
         )
 
     def _images(self, clause: str, parameters: tuple[object, ...]) -> list[Image]:
-        rows = self.database.query(  # the clauses are this class's own
-            "SELECT i.number, i.id, i.manifest, i.manifest_size, i.manifest_type, i.created, i.size, i.intermediate, "  # noqa: S608
-            "p.id FROM images i LEFT JOIN images p ON p.number = i.parent " + clause,
+        rows = self.database.query(  # one statement, so that it shows one moment; the clauses are this class's own
+            "SELECT i.id, i.manifest, i.manifest_size, i.manifest_type, i.created, i.size, i.intermediate, p.id, "  # noqa: S608
+            "(SELECT group_concat(name, ' ') FROM names WHERE image = i.number) "
+            "FROM images i LEFT JOIN images p ON p.number = i.parent " + clause,
             parameters,
         )
-        names: dict[int, list[str]] = {}
-        wanted = "WHERE image = ?" if len(rows) == 1 else ""
-        for name, image in self.database.query(
-            f"SELECT name, image FROM names {wanted} ORDER BY name",  # noqa: S608
-            (rows[0][0],) if wanted else (),
-        ):
-            names.setdefault(image, []).append(familiar_name(name))
         return [
             Image(
                 id=Digest(image_id),
                 manifest=Descriptor(media_type, Digest(manifest), manifest_size),
-                names=tuple(names.get(number, ())),
+                names=tuple(sorted(map(familiar_name, names.split()))) if names else (),
                 created=created,
                 size=size,
                 parent=None if parent is None else Digest(parent),
                 intermediate=bool(intermediate),
             )
-            for number, image_id, manifest, manifest_size, media_type, created, size, intermediate, parent in rows
+            for image_id, manifest, manifest_size, media_type, created, size, intermediate, parent, names in rows
         ]
 
     def _nearest(self, text: str) -> str:
@@ -607,7 +601,6 @@ class BlobWriter:
         self._hash = hashlib.sha256() if hashing else None
         self._size = 0
         try:
-            # 0644 whatever the umask says: other users' tools may read the layout.
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise _cannot_write(store, error) from error
