@@ -37,6 +37,6 @@ def nanoseconds(text: str) -> int:
             total += int(part[2][:18]) * unit // 10 ** len(part[2][:18])
         at = part.end()
     if at < len(rest) or not rest or total > _LONGEST:
-        msg = f"invalid duration {text!r}"
+        msg = f'invalid duration "{text}"'
         raise ValueError(msg)
     return sign * total

@@ -186,7 +186,6 @@ def _stages(
     """Sort the instructions under their FROM; what is wrong goes to `errors`."""
     global_args: list[Arg] = []
     stages: list[tuple[From, list[Instruction]]] = []
-    orphan = False
     for instruction in instructions:
         if isinstance(instruction, From):
             stages.append((instruction, []))
@@ -194,8 +193,8 @@ def _stages(
             stages[-1][1].append(instruction)
         elif isinstance(instruction, Arg):
             global_args.append(instruction)
-        elif not orphan:
-            orphan = True
+        elif not any(error.span.line < instruction.span.line for error in errors):
+            # With a mistake above, that line may have been the FROM.
             hint = "only ARG may stand in front of the first FROM"
             errors.append(DockerfileError("no build stage in current context", instruction.span, source, hint))
     if not stages and not errors:
@@ -680,7 +679,8 @@ def _check_mount(statement: _Statement, mount: Word) -> None:
     try:
         fields = mount_fields(mount.text)
     except ValueError as error:
-        raise statement.error(f"failed to parse csv mounts: {error}", mount.span, "") from None
+        hint = "write --mount=type=TYPE,target=PATH and more such keys, with commas between them"
+        raise statement.error(f"failed to parse csv mounts: {error}", mount.span, hint) from None
     for text in fields:
         key, _, value = text.partition("=")
         at = value.find("$")

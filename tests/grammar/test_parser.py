@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grammar import instructions as nouns
-from grammar.parser import parse
+from grammar import parser
+from grammar.parser import parse, parse_trigger
 from grammar.source import DockerfileError, Source
 
+ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).parents[1] / "conformance/tables/parse.jsonl"
 ROWS = [json.loads(line) for line in TABLE.read_text("utf-8").split("\n") if line]
 
@@ -132,3 +138,80 @@ def heredocs(item: nouns.Instruction) -> list[dict[str, Any]]:
         }
         for h in getattr(item, "heredocs", ())
     ]
+
+
+def test_trigger_with_heredoc() -> None:
+    (onbuild,) = parse(Source("Dockerfile", "FROM a\nonbuild copy <<-E /x \n\ty\n\tE\n")).stages[0].instructions
+    assert isinstance(onbuild, nouns.Onbuild)
+    assert onbuild.trigger_text == "copy <<-E /x \n\ty\nE"
+    trigger = parse_trigger(onbuild.trigger_text)
+    assert isinstance(trigger, nouns.Copy)
+    assert trigger.heredocs[0].body == "y\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("RUN a\nRUN b", "single expression"),
+        ("FROM a", "isn't allowed"),
+        ("ONBUILD RUN a", "isn't allowed"),
+        ("", "no instructions"),
+        ("COPY a", "two arguments"),
+        ("RUN <<E\nx", "unterminated heredoc"),
+    ],
+)
+def test_wrong_triggers(text: str, message: str) -> None:
+    with pytest.raises(DockerfileError, match=message):
+        parse_trigger(text)
+
+
+def test_every_instruction_has_a_rule_a_reader_and_a_noun() -> None:
+    rules = re.findall(
+        r"^([a-z]+): ", Path(parser.__file__).with_name("dockerfile.lark").read_text("utf-8"), re.MULTILINE
+    )
+    assert set(rules) == set(parser._READERS)
+    subclasses = [*nouns.Instruction.__subclasses__(), *nouns.Transfer.__subclasses__()]
+    assert {noun.__name__.lower() for noun in subclasses} - {"transfer"} == set(rules)
+
+
+def test_every_flag_has_a_field() -> None:
+    for name, flags in parser._FLAGS.items():
+        noun = getattr(nouns, name.capitalize())
+        fields = {field.name for field in dataclasses.fields(noun)}
+        for flag in flags:
+            wanted = flag.replace("-", "_")
+            assert fields & {wanted, wanted + "_", wanted + "s"}, (name, flag)
+
+
+def test_backtick_files_are_read_with_their_own_grammar() -> None:
+    text = '# escape=`\nFROM a\nENV a=`"b c=d\\ e=f\nCOPY --chown="x` y" a` b /c\n'
+    env, copy = parse(Source("Dockerfile", text)).stages[0].instructions
+    assert isinstance(env, nouns.Env)
+    assert [(pair.name, pair.value) for pair in env.pairs] == [("a", '`"b'), ("c", "d\\"), ("e", "f")]
+    assert isinstance(copy, nouns.Copy)
+    assert copy.chown is not None
+    assert copy.chown.text == "x y"
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("type=cache,target=/x", ["type=cache", "target=/x"]),
+        ('type=bind,"source=a,b",target=/x', ["type=bind", "source=a,b", "target=/x"]),
+        ('"a""b",', ['a"b', ""]),
+    ],
+)
+def test_mount_fields(text: str, fields: list[str]) -> None:
+    assert parser.mount_fields(text) == fields
+
+
+@pytest.mark.parametrize("text", ["", 'a"b', '"a', '"a"b'])
+def test_wrong_mount_fields(text: str) -> None:
+    with pytest.raises(ValueError, match=r"quot|empty"):
+        parser.mount_fields(text)
+
+
+def test_what_a_build_without_changes_need_not_load() -> None:
+    code = "import sys, grammar.parser, grammar.ignore; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert not {"lark", "json", "tempfile", "subprocess", "asyncio", "logging"} & set(loaded.split())

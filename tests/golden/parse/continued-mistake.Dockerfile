@@ -1,0 +1,6 @@
+FROM alpine
+COPY --link \
+     # where the caret has to point
+     --chmod=644 \
+     --form=build \
+     a /b

@@ -1,0 +1,6 @@
+# escape=x
+# check=skip
+# ESCAPE=`
+# syntax=a
+# syntax=a
+FROM alpine

@@ -1,0 +1,5 @@
+# escape=`
+FROM alpine
+RUN dir C:\ `
+    && more
+ENV A=`"quoted`" B=C:\

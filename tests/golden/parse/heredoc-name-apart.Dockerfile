@@ -1,0 +1,4 @@
+FROM alpine
+COPY << E /x
+x
+E
