@@ -7,7 +7,12 @@ import os
 import shutil
 import subprocess
 
+import hypothesis
 import pytest
+
+# How long one example takes says more about the machine; what was found wrong is printed, not kept in the checkout.
+hypothesis.settings.register_profile("pybuild", deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("pybuild")
 
 _OURS = ("PYBUILD_ROOT", "PYBUILD_DEBUG", "BUILDKIT_PROGRESS", "SOURCE_DATE_EPOCH", "NO_COLOR", "DOCKER_HOST")
 
