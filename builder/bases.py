@@ -48,7 +48,7 @@ from cache.oci import (
 from cache.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from builder.archives import Named
     from builder.model import StageState
@@ -499,9 +499,10 @@ def from_files(files: Files, name: str, platform: Platform, store: Store) -> Bas
     The layer is remembered by what is in it, so that the same files are packed once.
     """
     from builder.context import walk
+    from builder.flatten import linked
     from cache import layers
 
-    entries = list(_linked(walk(files), files))
+    entries = list(linked(walk(files), files))
     index = StepIndex(store.database)
     wanted = key([("files", "1"), *((_show(entry), _facts(entry, files)) for entry in entries)])
     text = index.memo("files", wanted)
@@ -512,18 +513,6 @@ def from_files(files: Files, name: str, platform: Platform, store: Store) -> Bas
         image = BaseImage(config, (layer,), digest_of(canonical(config.to_json())), name)
         index.memoise("files", wanted, _remember(image))
     return image
-
-
-def _linked(entries: Iterable[Entry], files: Files) -> Iterator[Entry]:
-    """The entries, those that are further names of one inode as hardlinks to its first."""
-    first: dict[object, bytes] = {}
-    for entry in entries:
-        group = files.links(entry) if entry.kind is Kind.FILE else None
-        target = first.setdefault(group, entry.path) if group is not None else entry.path
-        if target == entry.path:
-            yield entry
-        else:
-            yield replace(entry, kind=Kind.HARDLINK, target=target, size=0, content=None, digest="")
 
 
 def _show(entry: Entry) -> str:

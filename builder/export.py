@@ -131,12 +131,12 @@ def _write(image: ImageResult, kind: str, where: str, names: Sequence[str], stor
     if kind == "local":
         from builder import flatten
 
-        return flatten.to_directory(image, Path(where), store)
+        return flatten.to_directory(image.layers, Path(where), store)
     if kind == "tar":
         from builder import flatten
 
         with _sink(where) as out:
-            return flatten.to_tar(image, out, store)
+            return flatten.to_tar(image.layers, out, store)
     members = _members(image, names, store, docker=kind == "docker")
     if folder:
         return _to_folder(members, Path(where))
