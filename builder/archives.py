@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
@@ -59,6 +58,9 @@ class Archive:
     """
 
     def __init__(self, path: Path, title: str) -> None:
+        # tarfile takes 15 ms to load, which a build whose bases are layouts need not pay.
+        import tarfile
+
         self._path = path
         self._title = title
         self._places: dict[str, tuple[int, int]] = {}
@@ -145,6 +147,8 @@ class Member:
 
 def write_tar(members: Iterator[Member], out: BinaryIO) -> int:
     """Write `members` as a tar, with the folders they lie in; the number of bytes. Equal members give equal bytes."""
+    import tarfile
+
     total = 0
     made: set[str] = set()
     for member in members:

@@ -71,7 +71,9 @@ def _as_own(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 def _check(source: Path, target: Path) -> None:
     """BuildError when something that is no directory would take a directory's place."""
-    for item in os.scandir(source):
+    with os.scandir(source) as listing:
+        items = list(listing)
+    for item in items:
         there = target / item.name
         try:
             old = there.lstat()
@@ -121,7 +123,7 @@ def _size(path: Path) -> int:
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
         return status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return sum(_size(Path(item.path)) for item in os.scandir(path))
+    return sum(_size(path / name) for name in os.listdir(path))
 
 
 def to_tar(layers: tuple[Layer, ...], out: BinaryIO, store: Store) -> int:
