@@ -592,9 +592,19 @@ class Live(_Display):
             self.write(text + "\n")
 
     def _paint(self) -> None:
-        """The painter's thread: start rich if the build is no glance, then redraw until it is over."""
+        """The painter's thread: draw, if the build is no glance; should drawing fail, what was held back is written."""
         if self._over.wait(self.GLANCE):
             return
+        try:
+            self._redraw()
+        except Exception:  # a fault in drawing, or a terminal that went away, must not end the build
+            with self.lock:
+                self._drawing = False
+                lines, self._pending = self._pending, []
+                self.write("".join(f"{line}\n" for line in lines))
+
+    def _redraw(self) -> None:
+        """Start rich and redraw until the build is over."""
         from rich.console import Console
         from rich.live import Live as Canvas
         from rich.text import Text
@@ -602,9 +612,12 @@ class Live(_Display):
         console = Console(
             file=self.stream, force_terminal=True, no_color=not self.colour, highlight=False, soft_wrap=True
         )
-        with Canvas(
+        canvas = Canvas(
             console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-        ) as live:
+        )
+        with canvas as live:
+            # A process that is killed could not give a hidden cursor back.
+            console.show_cursor(show=True)
             with self.lock:
                 self._drawing = True
             over = False
@@ -612,19 +625,12 @@ class Live(_Display):
                 over = self._over.wait(self.RATE)
                 with self.lock:
                     lines, self._pending = self._pending, []
-                    picture = self._picture(console.width, console.height)
-                    if over:
-                        self._drawing = False
-                try:
-                    # First what is new below, since printing above draws it again.
-                    live.update(Text("") if over else picture, refresh=True)
-                    if lines:
-                        console.print(Text.from_ansi("\n".join(lines)))
-                except (OSError, ValueError):
-                    self._broken = True
-                    with self.lock:
-                        self._drawing = False
-                    return
+                    picture = Text("") if over else self._picture(console.width, console.height)
+                    self._drawing = not over
+                # First what is new below, since printing above draws it again.
+                live.update(picture, refresh=True)
+                if lines:
+                    console.print(Text.from_ansi("\n".join(lines)))
 
     def _picture(self, width: int, height: int) -> Text:
         """The live part: a line for each running step with its last output below, and one for the whole."""

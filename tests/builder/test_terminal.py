@@ -352,3 +352,18 @@ def test_displays_take_events_from_many_threads() -> None:
     for thread in threads:
         thread.join()
     assert stream.getvalue().count(" line\n") == 800
+
+
+def test_a_fault_in_drawing_loses_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_self: Live, _width: int, _height: int) -> None:
+        raise RuntimeError("oops")
+
+    monkeypatch.setattr(Live, "GLANCE", 0)
+    monkeypatch.setattr(Live, "_picture", broken)
+    stream = Terminal()
+    display = Live(stream)
+    for event in EVENTS:
+        display(event)
+    display.close()
+    assert "[build 2/2] RUN make  DONE 0.4s" in stream.getvalue()
+    assert "built docker.io/library/a:1" in stream.getvalue()
