@@ -99,7 +99,7 @@ def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Pl
         allow=request.run.allow,
     )
     named = dict(request.build_contexts)
-    made, found = _with_bases(made, named, store)
+    made, found = _with_bases(made, named, store, contexts)
     stages = lower_stages(made, found)
     images = _images(stages, made.platform, named, store)
     check_steps(stages, contexts, images)
@@ -108,7 +108,9 @@ def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Pl
     return made, Work(stages, made.target, contexts, images, request.labels, fresh, made.epoch, supplies)
 
 
-def _with_bases(made: Plan, named: dict[str, str], store: Store) -> tuple[Plan, dict[int, BaseImage | None]]:
+def _with_bases(
+    made: Plan, named: dict[str, str], store: Store, contexts: Contexts
+) -> tuple[Plan, dict[int, BaseImage | None]]:
     """The base image of every planned stage that has one, by the stage's index; None for scratch.
 
     Their triggers may bring further stages into the plan, which then want their bases, too.
@@ -125,7 +127,7 @@ def _with_bases(made: Plan, named: dict[str, str], store: Store) -> tuple[Plan, 
             name = (wanted, stage.base.platform or made.platform)
             if name not in seen:
                 try:
-                    seen[name] = bases.resolve(*name, named, store)
+                    seen[name] = bases.resolve(*name, named, store, contexts.files)
                 except BuildError as error:
                     error.span = error.span or stage.stage.from_.image.span
                     error.source = error.source or made.dockerfile.source
