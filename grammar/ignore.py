@@ -124,7 +124,7 @@ class Ignore:
         """The patterns, cleaned, with their `!`."""
         return ["!" * rule.negated + rule.pattern for rule in self.rules]
 
-    def match(self, path: bytes | str, is_dir: bool = False) -> bool:  # noqa: ARG002
+    def match(self, path: bytes | str) -> bool:
         """Is the path, relative to the root and clean, left out? Unlike in git, it makes no difference what it is."""
         rule = self.decide(path)
         return rule is not None and not rule.negated
