@@ -77,7 +77,8 @@ def _step(lowered: Lowered, titles: tuple[str, ...]) -> Iterator[str]:
             yield from _files(step, titles)
         case RunStep() as step:
             public = set(lowered.state.config.env)
-            yield f"run {printable(shlex.join(step.argv))}"
+            # A newline is data here, to be seen as what it is.
+            yield "run " + printable(shlex.join(step.argv).replace("\n", "\\n"))
             shown = [shlex.quote(each) if each in public else each.partition("=")[0] for each in step.env]
             yield f"env {printable(' '.join(shown))}"
             facts = [f"in {step.cwd}", f"as {step.user or '0'}"]
