@@ -58,7 +58,7 @@ def test_every_kind_of_step(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(
         "FROM scratch AS one\n"
         "ADD --checksum=sha256:" + "0" * 64 + " https://example.org/f /f\n"
-        "COPY --chown=1:2 --chmod=640 --link --parents --exclude=*.o a /d/\n"
+        "COPY --chown=1:2 --link --parents --exclude=*.o a /d/\n"
         "RUN --mount=type=bind,target=/b --mount=type=tmpfs,target=/t --mount=type=secret,id=s,env=S \\\n"
         "    --mount=type=ssh --mount=type=cache,target=/c true\n"
         "FROM scratch\n"
@@ -69,7 +69,7 @@ def test_every_kind_of_step(tmp_path: Path) -> None:
     for text in (
         "https://example.org/f with sha256:000",
         "a of the context -> /d/",
-        "owner 1:2, mode 640, on a layer of its own, with parents, without *.o",
+        "owner 1:2, on a layer of its own, with parents, without *.o",
         "bind / of the context at /b",
         "tmpfs at /t",
         "secret s as S",
