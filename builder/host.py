@@ -85,12 +85,12 @@ def layer(store: Store) -> tuple[Layer, int]:
         descriptor = Descriptor.from_json(found["layer"])
         if all(_seen(path) == seen for path, seen in found["files"]) and store.holds(descriptor):
             return Layer(digest(found["diff_id"]), descriptor), found["newest"]
-    from cache import layers
+    from cache.layers import write
 
     collected = collect(programs)
     newest = max((entry.mtime_ns for entry in collected.values() if entry.kind is Kind.FILE), default=0)
     newest -= newest % 1_000_000_000
-    written = layers.write(list(_entries(collected, newest)), store).layer
+    written = write(list(_entries(collected, newest)), store).layer
     document = {
         "diff_id": written.diff_id,
         "layer": written.descriptor.to_json(),
