@@ -1,8 +1,8 @@
 """Where the files of a COPY or ADD come from when they are no stage's: build contexts, and the Dockerfile with them.
 
-A context is a `Files`: a `Directory` of this machine, read as far as it is asked for and with its ignore file applied, or
-an `Unpacked` archive. What is in it belongs to root, whoever owns it on the disk, and has no extended attributes: what is
-built must not depend on who builds it.
+A context is a `Files`: a `Directory` of this machine, read as far as it is asked for and with its ignore file applied,
+or an `Unpacked` archive. What is in it belongs to root, whoever owns it on the disk, and has no extended attributes:
+what is built must not depend on who builds it.
 
     front = open_contexts("app", file="", stdin=sys.stdin.buffer, ...)
     front.source                    the Dockerfile
@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from builder.errors import BuildError
 from cache.entries import Entry, Files, Kind
@@ -72,7 +72,7 @@ class View(ABC):
 
     @abstractmethod
     def listing(self, directory: bytes) -> Mapping[bytes, Entry]:
-        """The entries directly in a directory by their names; empty if it is no directory. `directory` has no symlinks."""
+        """The entries directly in a directory, which has no symlinks in it, by name; none if it is no directory."""
 
     def get(self, path: bytes) -> Entry | None:
         """The entry at a path of which no part but the last is a symlink."""
@@ -144,8 +144,8 @@ class PinnedContent:
 class Directory(View):
     """A directory of this machine as a build context. Each directory in it is listed once, when first asked for.
 
-    ignore: what is left out, or None. An ignored directory is not even looked into unless a `!` line may bring something
-    below it back; it then shows if anything does. Safe to ask from several threads.
+    ignore: what is left out, or None. An ignored directory is not even looked into unless a `!` line may bring back
+    something below it; it then shows if anything does. Safe to ask from several threads.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class Directory(View):
         return found
 
     def _is_directory(self, path: bytes) -> bool:
-        """Is the path a directory of this view? The kernel must not be asked: it would follow symlinks out of it."""
+        """Whether a path is a directory of this view. The kernel must not be asked: it follows symlinks out of it."""
         facts = self._stats.get(path)
         if facts is None:
             parent, _, name = path.rpartition(b"/")
@@ -401,7 +401,7 @@ def unpack_context(stream: BinaryIO, what: str, spool: BinaryIO) -> Unpacked:
 
 
 def looks_like_archive(head: bytes) -> bool:
-    """Do these first bytes (512 or more, if there are as many) begin a tar, or anything that a tar is compressed with?"""
+    """Whether these first bytes (512 or more, if there are as many) begin a tar, or what a tar is compressed with."""
     if head.startswith((b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
         return True
     if len(head) < 512:
@@ -431,8 +431,8 @@ class Contexts:
         source: Source,
         main: Files,
         named: Mapping[str, Callable[[], Files]],
+        resources: contextlib.ExitStack,
         fetcher: Fetcher | None = None,
-        resources: contextlib.ExitStack | None = None,
     ) -> None:
         self.name = name
         self.title = title
@@ -441,7 +441,7 @@ class Contexts:
         self._views: dict[str, Files] = {"": main}
         self._named = dict(named)
         self._lock = threading.Lock()
-        self._resources = resources or contextlib.ExitStack()
+        self._resources = resources
 
     def files(self, name: str = "") -> Files:
         """The context of this name, empty for the main one; opened when first asked for. BuildError if that fails."""
@@ -457,7 +457,7 @@ class Contexts:
         """Remove what was fetched for this build only. Idempotent."""
         self._resources.close()
 
-    def __enter__(self) -> Contexts:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -465,7 +465,7 @@ class Contexts:
 
 
 def is_image(value: str) -> bool:
-    """Does the value of a --build-context name an image, to be resolved by `builder.bases`, and not files?"""
+    """Whether the value of a --build-context names an image, to be resolved by `builder.bases`, and not files."""
     return _IMAGE_CONTEXT.match(value) is not None
 
 
@@ -482,19 +482,20 @@ def open_contexts(
 ) -> Contexts:
     """Find the build's files and read its Dockerfile.
 
-    context: a folder, `-` (a tar or a Dockerfile on `stdin`), or a URL of a git repository, a tar or a Dockerfile. file:
-    the Dockerfile: a path (of this machine for a folder or with `-`, else in the context), `-`, a URL, or empty. named:
+    context: a folder, `-` (a tar or a Dockerfile on `stdin`), or a URL of a git repository, a tar or a Dockerfile.
+    file: the Dockerfile: a path (of this machine for a folder, else in the context), `-`, a URL, or empty. named:
     (name, value) of --build-context; images among them are left to `builder.bases`. fetcher: None when nothing may come
     from elsewhere. ignore_file: used instead of the context's own.
 
     Raises BuildError when something is not there; DockerfileError for a broken ignore file.
     """
-    door = _Door(stdin, digests, fetcher, ignore_file, working_dir or Path())
-    with contextlib.ExitStack() as resources:
-        door.resources = resources
-        contexts = door.open(context, file, named)
-        contexts._resources = resources.pop_all()  # noqa: SLF001 - handed over, not shared
-        return contexts
+    resources = contextlib.ExitStack()
+    try:
+        door = _Door(stdin, digests, fetcher, ignore_file, working_dir or Path(), resources)
+        return door.open(context, file, named)
+    except BaseException:
+        resources.close()
+        raise
 
 
 @dataclass(slots=True)
@@ -504,7 +505,7 @@ class _Door:
     fetcher: Fetcher | None
     ignore_file: str
     here: Path
-    resources: contextlib.ExitStack = None  # type: ignore[assignment]
+    resources: contextlib.ExitStack
 
     def open(self, context: str, file: str, named: Sequence[tuple[str, str]]) -> Contexts:
         if context == "-" and file == "-":
@@ -556,8 +557,9 @@ class _Door:
         for name in ("Dockerfile", "dockerfile"):
             if (folder / name).is_file():
                 return folder / name
-        found = sorted(item.name for item in folder.iterdir() if re.search("dockerfile|containerfile", item.name, re.I))
-        found = [name for name in found if not name.endswith(".dockerignore")]
+        alike = re.compile("(?i)dockerfile|containerfile")
+        names = sorted(item.name for item in folder.iterdir() if alike.search(item.name))
+        found = [name for name in names if not name.endswith(".dockerignore")]
         raise BuildError(
             f"there is no Dockerfile in {_title(folder, self.here)}",
             hint=f"name it with -f: {', '.join(found)}" if found else "name it with -f FILE",
@@ -598,10 +600,8 @@ class _Door:
 
     def _fetch_context(self, url: str) -> tuple[Files, str]:
         """The files behind a URL; with the name of the only one when it is no archive."""
-        from builder.fetch import GitRef
-
         fetcher = self._fetcher(url)
-        git = GitRef.parse(url, context=True)
+        git = fetcher.git_ref(url, context=True)
         if git is not None:
             return fetcher.checkout(git), ""
         download = fetcher.download(url)
@@ -677,8 +677,8 @@ class _Raw(io.RawIOBase):
 
 
 def _is_remote(text: str) -> bool:
-    """Is it a URL, or another spelling of a git repository?"""
-    return bool(re.match(r"(https?|git|ssh|file)://", text)) or bool(re.match(r"[\w.-]+@[\w.-]+:", text))
+    """Whether it is a URL, or another spelling of a git repository."""
+    return re.match(r"(?:https?|git|ssh)://|[\w.-]+@[\w.-]+:|github\.com/", text) is not None
 
 
 def _neighbours(path: Path) -> str:

@@ -6,10 +6,10 @@
     perform(step, files, ...)   the layer's entries
 
 The rules are BuildKit's, seen in its recorded outcomes. Those that surprise: a directory as a source stands for its
-contents, and the directory that they go to keeps its owner and mode if it is there, while directories below it take over
-those of the source; a symlink is followed when it is the source or on the way to the destination, and copied as it is
-when it is found inside a source; `--chmod` and `--chown` hold for the parents made on the way, too; a wildcard without
-a match copies nothing, a name without a file is an error.
+contents, and the directory that they go to keeps its owner and mode if it is there, while directories below it take
+over those of the source; a symlink is followed when it is the source or on the way to the destination, and copied as
+it is when it is found inside a source; `--chmod` and `--chown` hold for the parents made on the way, too; a wildcard
+without a match copies nothing, a name without a file is an error.
 
 Nothing is mounted and nothing is copied to a place in between: contents stay where they are until the layer is written.
 """
@@ -55,7 +55,7 @@ class _Match:
 
 @dataclass(frozen=True, slots=True)
 class _Picked:
-    """One entry below a match. rest: its path from there, empty for the match. implied: there for what is below only."""
+    """One entry of a match. rest: its path below it, empty for the match. implied: only there for what is below."""
 
     entry: Entry
     rest: bytes
@@ -109,7 +109,7 @@ def _expand(pattern: str, source: PathSource, files: Files) -> list[tuple[bytes,
 
 
 def _is_wildcard(name: bytes) -> bool:
-    """Has the name a `*`, `?` or `[` that no backslash takes the meaning from?"""
+    """Whether the name has a `*`, `?` or `[` that no backslash takes the meaning from."""
     return re.search(rb"^(?:[^\\*?\[]|\\.)*[*?\[]", name, re.DOTALL) is not None
 
 
@@ -199,8 +199,8 @@ def check(
 ) -> None:
     """Raise BuildError for what is wrong with a step whose source files are there before the build begins.
 
-    files: the context, or None when the files are a stage's. place: how messages call where the files are. A source that
-    is not there is told with the nearest name, or with the line of the ignore file that hides it.
+    files: the context, or None when the files are a stage's. place: how messages call where the files are. A source
+    that is not there is told with the nearest name, or with the line of the ignore file that hides it.
     """
     if step.chmod:
         parse_mode(step.chmod)
@@ -244,7 +244,7 @@ def _check_link(step: FileStep) -> None:
     names = names_in(step.chown) if step.link else ()
     if names:
         raise BuildError(
-            f"--link and --chown={step.chown}: {names[0]} can not be looked up, there is no /etc/passwd without the base",
+            f"--link and --chown={step.chown}: {names[0]} can not be looked up in /etc/passwd without the base",
             hint="give numbers, such as --chown=1000:1000, or leave out --link",
         )
 
@@ -253,7 +253,7 @@ def _check_link(step: FileStep) -> None:
 
 
 def step_parts(step: FileStep) -> list[Part]:
-    """What a step's key has of the step itself, readable. Where its files are from does not matter, only what they are."""
+    """What a step's key has of the step itself, readable. Where files come from does not count, only what they are."""
     parts = [("to", step.destination + ("/" if step.into else ""))]
     parts += [
         (name, str(value))
@@ -462,10 +462,6 @@ class _Target(View):
             listed = self._listed[directory] = {entry.name: entry for entry in self._parent.children(directory)}
         return listed
 
-    def is_new(self, path: bytes) -> bool:
-        """Did this step make or change the entry?"""
-        return path in self._made
-
     def put(self, entry: Entry, inode: object | None = None) -> None:
         """Lay an entry over what is there. Equal `inode`s make names of one file."""
         path = entry.path
@@ -588,11 +584,11 @@ def perform(
     """The entries of the layer that a step makes; none when it changes nothing.
 
     files: those of the step's origin, None when it takes none. parent: what the layer will lie upon; with --link nobody
-    looks at it. epoch: the time of what has none of its own (made directories, here-documents), in seconds; now without.
+    looks at it. epoch: the time, in seconds, of what has none of its own (made directories, here-documents), else now.
     Directories that hold something new are among the entries as they are, so that the layer can stand alone.
 
-    Raises BuildError: a source that is not there, a file where a directory has to go or the reverse, an unknown owner, an
-    archive or a download that is broken.
+    Raises BuildError: a source that is not there, a file where a directory has to go or the reverse, an unknown owner,
+    an archive or a download that is broken.
     """
     placing = _Placing(step, Unpacked() if step.link else parent, epoch)
     if not step.sources:
@@ -778,9 +774,8 @@ class _Placing:
                 target.link(first, path)
                 continue
             content_of = _Member(number, index) if entry.kind is Kind.FILE else None
-            if self.owner is not None:
-                entry = replace(entry, uid=uid, gid=gid)  # noqa: PLW2901 - the same entry, owned by another
-            target.put(replace(entry, path=path, content=content_of, digest=""))
+            put = replace(entry, path=path, content=content_of, digest="")
+            target.put(put if self.owner is None else replace(put, uid=uid, gid=gid))
 
 
 def _name_in(target: _Target, path: bytes, root: bytes) -> bytes:
@@ -790,7 +785,7 @@ def _name_in(target: _Target, path: bytes, root: bytes) -> bytes:
 
 
 def is_archive(content: Content) -> bool:
-    """Is it a tar, plain or compressed, by what it begins with?"""
+    """Whether it is a tar, plain or compressed, by what it begins with."""
     from cache import layers
     from cache.errors import StoreError
 

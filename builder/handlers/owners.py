@@ -1,8 +1,8 @@
 """Names of users and groups, looked up in the /etc/passwd and /etc/group of the files that they are names in.
 
-Two rules, as BuildKit has them: `lookup` for the user of a process (USER), `owner` for the owner of files (--chown, and
-the directory that WORKDIR makes). They differ in what a lone number means: `USER 7` has the group that passwd gives to 7,
-else 0; `--chown=7` is 7:7.
+Two rules, as BuildKit has them: `lookup` for the user of a process (USER), `owner` for the owner of files (--chown,
+and the directory that WORKDIR makes). They differ in what a lone number means: `USER 7` has the group that passwd gives
+to 7, else 0; `--chown=7` is 7:7.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LARGEST_ID = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Whom a process runs as. groups: the supplementary ones, `gid` included. home: from passwd, `/` when it is not there."""
+    """Whom a process runs as. groups: the supplementary ones and `gid`. home: from passwd, `/` when it is not there."""
 
     uid: int
     gid: int
@@ -33,7 +33,7 @@ class User:
 
 
 def lookup(spec: str, files: Files) -> User:
-    """The user of a process for `user[:group]`, names or numbers; empty is root. BuildError for a name that is not there.
+    """The user of a process for `user[:group]`, names or numbers; empty is root. BuildError for an unknown name.
 
     Supplementary groups are those of /etc/group that list the user, unless a group is given. `uid:gid`, both numbers,
     needs no file.
@@ -74,7 +74,7 @@ def lookup(spec: str, files: Files) -> User:
 
 
 def owner(spec: str, files: Files, *, strict: bool = True) -> tuple[int, int]:
-    """uid and gid for `user[:group]` of --chown. A user alone: its group from passwd, or the same number.
+    """The uid and gid for `user[:group]` of --chown. A user alone: its group from passwd, or the same number.
 
     strict: a name that the file does not have is an error; without it, and where there is no such file at all, the name
     means 0 (a group: the user's), as in BuildKit.
