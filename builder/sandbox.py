@@ -23,11 +23,15 @@ import os
 import select
 import stat
 import sys
-from typing import TYPE_CHECKING
 
+# As type checkers read it; importing typing would cost a third of the server's start.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any, NoReturn
+
+    Mount = tuple[str, str, Callable[..., int], tuple[Any, ...]]
+    """Target, `dir` or `file`, what makes the mount, and that function's arguments."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -49,7 +53,7 @@ CLOSE_RANGE_CLOEXEC = 4
 
 PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_CAP_AMBIENT = 22, 24, 47
 SECCOMP_MODE_FILTER, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
-SIGKILL = 9
+SIGKILL, SIGPIPE, SIGXFSZ, SIG_SETMASK = 9, 13, 25, 2
 
 # Docker's default set: chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot
 # mknod audit_write setfcap.
@@ -92,7 +96,7 @@ def _call(number: int, what: str, *arguments: int | bytes | ctypes.Array[Any] | 
 
 
 def unshare(flags: int) -> None:
-    """unshare(2)."""
+    """Leave the namespaces that `flags` name for new ones."""
     _result(libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
@@ -162,23 +166,215 @@ def _prctl(option: int, value: int, what: str) -> None:
     _result(libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)), what)
 
 
+# ---------------------------------------------------------------- where am I, and what may I do
+
+
+def in_user_namespace() -> bool:
+    """Whether this process sees other ids than the kernel does."""
+    with open("/proc/self/uid_map", encoding="ascii") as lines:
+        return lines.read().split() != ["0", "0", "4294967295"]
+
+
+def attempt(act: Callable[[], None]) -> OSError | None:
+    """Do `act` in a child process, whose changes to its namespaces end with it. Returns its OSError, or None."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            act()
+            os._exit(0)
+        except OSError as error:
+            os.write(writing, marshal.dumps((error.errno, error.strerror)))
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with open(reading, "rb") as stream:
+        said = stream.read()
+    _, status = os.waitpid(pid, 0)
+    if status == 0:
+        return None
+    number, text = marshal.loads(said) if said else (0, f"status {status}")  # noqa: S302 - from a child of ours
+    return OSError(number, text)
+
+
+def try_mounts() -> None:
+    """Do what a RUN will: new namespaces, a file system mounted in them, /proc of a new pid namespace. OSError."""
+    unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
+    propagation(MS_PRIVATE)
+    attach(filesystem("tmpfs"), os.open("/", os.O_PATH | os.O_CLOEXEC))
+    error = attempt(lambda: os.close(filesystem("proc", (), NOSUID | NODEV | NOEXEC)))
+    if error:
+        raise error
+
+
+def try_overlay(folder: str, userxattr: bool) -> OSError | None:
+    """Whether an overlay can be written to on the file system of `folder`, which exists: None, or why not.
+
+    Makes and removes a folder in it. The mount is attached nowhere. Needs the right to mount.
+    """
+    name = f"{folder}/overlay.{os.getpid()}.{os.urandom(4).hex()}"
+    parts = [name] + [f"{name}/{part}" for part in ("lower", "upper", "work")]
+    fds = []
+    try:
+        for part in parts:
+            os.mkdir(part, 0o700)
+            fds.append(os.open(part, os.O_PATH | os.O_CLOEXEC))
+        options = _overlay_options(userxattr, fds[2], fds[3])
+        os.close(filesystem("overlay", [("lowerdir", f"/proc/self/fd/{fds[1]}"), *options]))
+    except OSError as error:
+        return error
+    finally:
+        for fd in fds:
+            os.close(fd)
+        # overlayfs makes work/work, and beside it a mark that a volatile overlay was here.
+        for part in (
+            *(f"{name}/work/{p}" for p in ("work/incompat/volatile", "work/incompat", "work")),
+            *reversed(parts),
+        ):
+            try:
+                os.rmdir(part)
+            except OSError:
+                continue
+    return None
+
+
+Ranges = tuple[tuple[int, int], ...]
+"""(first, count) of subordinate ids."""
+
+
+def enter_user_namespace(uids: Ranges, gids: Ranges, tools: tuple[str, str] | None, *, own: bool = False) -> str:
+    """Become root of a new user namespace and of a mount namespace in it. Before any thread exists.
+
+    Inside, 0 is the present user and 1, 2, ... are the subordinate ids, mapped by the programs `tools` (newuidmap and
+    newgidmap). own: this process may map ids itself (CAP_SETUID and CAP_SETGID); all ids that exist are mapped to
+    themselves. Without tools, or when they fail, only 0 is mapped and setgroups(2) is refused. Returns why only one id
+    is mapped, or empty. OSError when there can be no user namespace.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    helper = None
+    if own:
+        helper = _start_helper(_map_own)
+    elif tools:
+        maps = [["0", str(uid), "1"], ["0", str(gid), "1"]]
+        for arguments, ranges in zip(maps, (uids, gids), strict=True):
+            inside = 1
+            for first, count in ranges:
+                arguments += [str(inside), str(first), str(count)]
+                inside += count
+        helper = _start_helper(lambda pid: _map_with(tools, maps, pid))
+    unshare(CLONE_NEWUSER | CLONE_NEWNS)
+    problem = helper() if helper else "no tools"
+    if problem:
+        _map_single(uid, gid)
+    propagation(MS_SLAVE)
+    return problem
+
+
+def _map_single(uid: int, gid: int) -> None:
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        try:
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+        except OSError as error:
+            raise OSError(error.errno, f"{name}: {os.strerror(error.errno or 0)}") from None
+
+
+def try_user_namespace() -> None:
+    """Do all of it with a single id. Ubuntu lets unshare(2) succeed and then withholds the capabilities."""
+    uid, gid = os.geteuid(), os.getegid()
+    unshare(CLONE_NEWUSER | CLONE_NEWNS)
+    _map_single(uid, gid)
+    try_mounts()
+
+
+def _start_helper(act: Callable[[int], str]) -> Callable[[], str]:
+    """Fork a process that stays outside. The result, called after unshare(2), lets it act on this process's maps."""
+    go_reading, go = os.pipe()
+    said_reading, said = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(go)
+            if os.read(go_reading, 1):
+                text = act(parent)
+                os.write(said, text.encode("utf-8", "replace")[:4000])
+                status = 0
+        finally:
+            os._exit(status)
+    os.close(go_reading)
+    os.close(said)
+
+    def finish() -> str:
+        os.write(go, b"1")
+        os.close(go)
+        with open(said_reading, encoding="utf-8", errors="replace") as stream:
+            text = stream.read()
+        _, status = os.waitpid(pid, 0)
+        return text or ("the process that maps ids failed" if status else "")
+
+    return finish
+
+
+def _map_own(pid: int) -> str:
+    try:
+        for name in ("uid_map", "gid_map"):
+            with open(f"/proc/self/{name}", encoding="ascii") as file:
+                lines = [line.split() for line in file]
+            with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
+                file.write("".join(f"{inside} {inside} {count}\n" for inside, _, count in lines))
+    except OSError as error:
+        return f"mapping of ids: {error.strerror}"
+    return ""
+
+
+def _map_with(tools: tuple[str, str], maps: list[list[str]], pid: int) -> str:
+    problems = []
+    children = []
+    for tool, arguments in zip(tools, maps, strict=True):
+        reading, writing = os.pipe()
+        actions = [(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_DUP2, writing, 2)]
+        argv = [tool, str(pid), *arguments]
+        children.append((tool, os.posix_spawn(tool, argv, os.environ, file_actions=actions), reading))
+        os.close(writing)
+    for tool, child, reading in children:
+        text = os.read(reading, 1000).decode("utf-8", "replace").strip()
+        _, status = os.waitpid(child, 0)
+        if status:
+            name = os.path.basename(tool)
+            problems.append(text if text.startswith(name) else f"{name}: {text or 'failed'}")
+    return "; ".join(problems)
+
+
 # ---------------------------------------------------------------- seccomp
 
 # Per architecture as the kernel's audit calls it: clone, personality, socket, and the calls below 424 that Docker's
 # default profile does not allow to a process with Docker's default capabilities, as single numbers and first-last.
 # https://github.com/moby/profiles/blob/main/seccomp/default.json
+_X86_64 = (
+    "103 134 136 139 153 155-156 163-185 212 227 236-239 246 248-250 256 272 279 298 300 304 308 312-313 320-321 323 "
+    "336"
+)
+_I386 = (
+    "17-18 21-22 25 28 31-32 34-35 44 48 51-53 56 58-59 62 67-69 72-74 79 84 86-89 98 101 103 109-113 115 121 127-131 "
+    "134-135 137 149 166-167 169 188-189 217 253 264 273-276 283 286-288 294 310 317 336 338 342 346 349-350 357 374 "
+    "404"
+)
+_AARCH64 = (
+    "18 39-42 58 60 89 97 104-106 112 116 142 161-162 170 217-219 224-225 235-239 241 262 265 268 272-273 280 282 294"
+)
+_ARM = (
+    "21 34 51-52 62 67 72-74 79 86-88 103 111 115 121 128-129 131 134-135 149 169 218 249 262 271-273 309-311 313 "
+    "319-321 337 344 347 364 367 371 375 378-379 386 388 400-401 404"
+)
 _ARCHITECTURES = {
-    0xC000003E: (56, 135, 41, "103 134 136 139 153 155-156 163-185 212 227 236-239 246 248-250 256 272 279 298 300 304 "
-                 "308 312-313 320-321 323 336"),
-    0x40000003: (120, 136, 359, "17-18 21-22 25 28 31-32 34-35 44 48 51-53 56 58-59 62 67-69 72-74 79 84 86-89 98 101 "
-                 "103 109-113 115 121 127-131 134-135 137 149 166-167 169 188-189 217 253 264 273-276 283 286-288 294 "
-                 "310 317 336 338 342 346 349-350 357 374 404"),
-    0xC00000B7: (220, 92, 198, "18 39-42 58 60 89 97 104-106 112 116 142 161-162 170 217-219 224-225 235-239 241 262 "
-                 "265 268 272-273 280 282 294"),
-    0x40000028: (120, 136, 281, "21 34 51-52 62 67 72-74 79 86-88 103 111 115 121 128-129 131 134-135 149 169 218 249 "
-                 "262 271-273 309-311 313 319-321 337 344 347 364 367 371 375 378-379 386 388 400-401 404"),
-}  # fmt: skip
-# io_uring, the new mount calls, pidfd_getfd, process_madvise, mount_setattr, quotactl_fd, set_mempolicy_home_node, lsm_*.
+    0xC000003E: ((56, 135, 41), _X86_64),
+    0x40000003: ((120, 136, 359), _I386),
+    0xC00000B7: ((220, 92, 198), _AARCH64),
+    0x40000028: ((120, 136, 281), _ARM),
+}
+# io_uring, the newer mount calls, pidfd_getfd, process_madvise, quotactl_fd, set_mempolicy_home_node, lsm_*.
 _DENIED_EVERYWHERE = "425-433 438 440 442-443 450 459-461"
 _CLONE3, _LAST_KNOWN, _ARM_PRIVATE = 435, 466, 0xF0001
 _NAMESPACE_FLAGS = 0x7E020000
@@ -244,7 +440,7 @@ def docker_filter() -> bytes:
     """
     refused, unknown = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
     blocks = {}
-    for architecture, (clone, personality, socket, denied) in _ARCHITECTURES.items():
+    for architecture, ((clone, personality, socket), denied) in _ARCHITECTURES.items():
         code = _on(_EQUAL, _CLONE3, unknown)
         if architecture == 0x40000028:
             code += [_instruction(_AT_LEAST, _ARM_PRIVATE, 0, 1), _instruction(_RETURN, _ALLOW)]
@@ -266,7 +462,11 @@ def pretending_filter() -> bytes:
         code = _within(calls, done)
         for number, argument in ((mknod, 1), (mknodat, 2)):
             if number:
-                kind = [_instruction(_AND, 0o170000), *_on(_EQUAL, stat.S_IFCHR, done), *_on(_EQUAL, stat.S_IFBLK, done)]
+                kind = [
+                    _instruction(_AND, 0o170000),
+                    *_on(_EQUAL, stat.S_IFCHR, done),
+                    *_on(_EQUAL, stat.S_IFBLK, done),
+                ]
                 code += _when(number, argument, [*kind, _instruction(_RETURN, _ALLOW)])
         blocks[architecture] = code
     return _per_architecture(blocks, _ALLOW)
@@ -383,8 +583,7 @@ def _make_mount_points(view: str, place: str, points: Iterable[tuple[str, str]])
             if end == len(parts) and wanted == "file":
                 os.close(os.open(f"{place}/{path}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
             else:
-                os.mkdir(f"{place}/{path}")
-                os.chmod(f"{place}/{path}", 0o755)
+                os.mkdir(f"{place}/{path}", 0o755)
             made[path] = None
     return list(made), list(touched)
 
@@ -435,6 +634,10 @@ def _attach_overlay(
     os.fchdir(scratch)
 
 
+def _open_path(path: str) -> int:
+    return os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+
 class _Run:
     """One RUN, in the child that becomes it. Methods are called once, in the order of `start`."""
 
@@ -445,7 +648,7 @@ class _Run:
         self.root = -1
         self.scratch = -1
         self.points: list[tuple[str, str]] = [("/proc", "dir"), ("/sys", "dir"), ("/dev", "dir")]
-        self.mounts: list[tuple[str, str, Callable[[], int]]] = []
+        self.mounts: list[Mount] = []
 
     def start(self, filters: Sequence[bytes]) -> NoReturn:
         """Become the command."""
@@ -476,44 +679,50 @@ class _Run:
     # -- the root and its mount points
 
     def _make_root(self) -> None:
-        kind, *rest = self.request["root"]
+        kind, *root = self.request["root"]
+        near = os.path.dirname(root[2] if kind == "overlay" else root[0])
+        # Everything outside is opened before the scratch file system covers a part of it.
+        opened = [_open_path(path) for path in ((root[0], *root[2:4]) if kind == "overlay" else root)]
+        sources = [self._open_source(source) for source, *_ in self.request["binds"]]
+        self._make_scratch(near)
+        self._gather(sources)
         if kind == "overlay":
-            base, lowers, upper, work, userxattr = rest
-            near = os.path.dirname(upper)
-            base_fd, upper_fd, work_fd = (os.open(p, os.O_PATH | os.O_CLOEXEC) for p in (base, upper, work))
+            _, lowers, _, _, userxattr = root
+            self._make_union(lowers, userxattr, *opened)
         else:
-            (path,) = rest
-            near = os.path.dirname(path)
-            directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        # Sources are opened before the scratch file system covers the folder that it is mounted on, and while no RUN's
-        # process is there that could change the way to them.
-        self._gather()
-        # Everything of this RUN that is no layer lies on a tmpfs in this namespace: it never touches a disk and is gone
-        # with the last process. It covers the folder that holds `upper`, which is there in any case.
-        place = os.open(near, os.O_PATH | os.O_CLOEXEC)
+            attach(clone_tree("", at=opened[0]), _open_path("root"))
+            self._make_in_place()
+        self.root = _open_path("root")
+
+    def _make_scratch(self, place: str) -> None:
+        """A tmpfs for all that is no layer: it never touches a disk and is gone with the last process.
+
+        It covers the folder that holds `upper`, which is there in any case and has nothing else that is needed.
+        """
         mount = filesystem("tmpfs", [("mode", "0700")], NOSUID)
         self.scratch = os.dup(mount)
-        attach(mount, place)
+        attach(mount, _open_path(place))
         os.fchdir(self.scratch)
         for name in ("root", "view", "stub", "empty", "files"):
-            os.mkdir(name)
-        if kind == "overlay":
-            below = [f"/proc/self/fd/{upper_fd}"] if os.listdir(f"/proc/self/fd/{upper_fd}") else []
-            scratch = f"/proc/self/fd/{self.scratch}"
-            view = [f"{scratch}/empty", *below, *lowers]
-            if len(view) > 1:
-                _attach_overlay("view", view, userxattr, base_fd, self.scratch)
-            os.chmod("stub", 0o755)
-            made, touched = _make_mount_points("view", "stub", self.points)
-            for name in reversed(touched):
-                if name:
-                    _copy_attributes(f"view/{name}", f"stub/{name}")
-            stub = [f"{scratch}/stub"] if made or not lowers else []
-            _attach_overlay("root", [*stub, *lowers], userxattr, base_fd, self.scratch, upper_fd, work_fd)
-        else:
-            attach(clone_tree("", at=directory), os.open("root", os.O_PATH | os.O_CLOEXEC))
-            self._make_in_place()
-        self.root = os.open("root", os.O_PATH | os.O_CLOEXEC)
+            os.mkdir(name, 0o755)
+
+    def _make_union(self, lowers: Sequence[str], userxattr: bool, base: int, upper: int, work: int) -> None:
+        """Mount the overlay. Mount points that it lacks are in a layer of their own, above the others.
+
+        So the upper directory never sees them, and there is nothing to take away afterwards. The directories of that
+        layer look like those that they cover: overlayfs shows, and copies up, the attributes of the topmost.
+        """
+        scratch = f"/proc/self/fd/{self.scratch}"
+        below = [f"/proc/self/fd/{upper}"] if os.listdir(f"/proc/self/fd/{upper}") else []
+        view = [f"{scratch}/empty", *below, *lowers]
+        if len(view) > 1:
+            _attach_overlay("view", view, userxattr, base, self.scratch)
+        made, touched = _make_mount_points("view", "stub", self.points)
+        for name in reversed(touched):
+            if name:
+                _copy_attributes(f"view/{name}", f"stub/{name}")
+        stub = [f"{scratch}/stub"] if made or not lowers else []
+        _attach_overlay("root", [*stub, *lowers], userxattr, base, self.scratch, upper, work)
 
     def _make_in_place(self) -> None:
         """Without an overlay mount points are made in the directory itself; the builder is told, to remove them."""
@@ -534,33 +743,60 @@ class _Run:
 
     # -- what is mounted
 
-    def _gather(self) -> None:
-        """Put the requested mounts in order, outer ones first, with their sources open."""
+    @staticmethod
+    def _open_source(source: tuple[Any, ...]) -> int:
+        """What a bind's source needs to be opened now: itself, or the folder that a root's layers are in."""
+        return _open_path(source[1])
+
+    def _gather(self, sources: Sequence[int]) -> None:
+        """Put the requested mounts in order, outer ones first."""
         request = self.request
-        wanted: list[tuple[str, str, Callable[[], int]]] = []
+        wanted: list[Mount] = []
         for target, data in (("/etc/hosts", request["hosts"]), ("/etc/resolv.conf", request["resolv_conf"])):
-            wanted.append((target, "file", lambda data=data: self._file(data, 0o644, 0, 0)))
-        for source, target, readonly, discard in request["binds"]:
-            fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+            wanted.append((target, "file", self._file, (data, 0o644, 0, 0)))
+        for (source, target, readonly, discard, inside), opened in zip(request["binds"], sources, strict=True):
+            fd = opened if source[0] == "path" else self._source_root(source, opened, discard)
+            if inside or source[0] != "path":
+                fd = open_in_root(fd, "/" + inside)
             kind = "dir" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"
-            if discard:
-                wanted.append((target, kind, lambda fd=fd, kind=kind: self._discarding(fd, kind)))
+            if discard and source[0] != "overlay":
+                wanted.append((target, kind, self._discarding, (fd, kind)))
             else:
-                wanted.append((target, kind, lambda fd=fd, readonly=readonly: self._bind(fd, readonly)))
+                wanted.append((target, kind, self._bind, (fd, readonly and not discard)))
         for target, size, mode in request["tmpfs"]:
-            wanted.append((target, "dir", lambda size=size, mode=mode: self._tmpfs(size, mode)))
-        for target, data, mode, uid, gid in request["files"]:
-            wanted.append((target, "file", lambda d=data, m=mode, u=uid, g=gid: self._file(d, m, u, g)))
+            wanted.append((target, "dir", self._tmpfs, (size, mode)))
+        for target, *rest in request["files"]:
+            wanted.append((target, "file", self._file, tuple(rest)))
         wanted.sort(key=lambda mount: mount[0].strip("/").count("/"))
         self.mounts = wanted
         # A point inside another mount is looked for, and made, in that one, when it is there.
         outer = {"/proc", "/sys", "/dev"}
-        for target, kind, _ in wanted:
+        for target, kind, _, _ in wanted:
             above = target.split("/")
             if not any("/".join(above[:end]) in outer for end in range(2, len(above))):
                 self.points.append((target, kind))
             if kind == "dir":
                 outer.add(target.rstrip("/"))
+
+    def _source_root(self, source: tuple[Any, ...], opened: int, discard: bool) -> int:
+        """A descriptor of the root that a bind shows a part of; with `discard`, writes to it stay in memory."""
+        if source[0] == "directory":
+            return opened
+        _, _, lowers, userxattr = source
+        name = self._fresh()
+        for part in ("", "/mount", "/upper", "/work"):
+            os.mkdir(name + part, 0o755)
+        if discard:
+            upper, work = _open_path(f"{name}/upper"), _open_path(f"{name}/work")
+            _attach_overlay(f"{name}/mount", lowers, userxattr, opened, self.scratch, upper, work)
+        else:
+            union = [f"/proc/self/fd/{self.scratch}/empty", *lowers]
+            _attach_overlay(f"{name}/mount", union, userxattr, opened, self.scratch)
+        return _open_path(f"{name}/mount")
+
+    @staticmethod
+    def _fresh() -> str:
+        return f"files/{len(os.listdir('files'))}"
 
     @staticmethod
     def _bind(fd: int, readonly: bool) -> int:
@@ -572,10 +808,10 @@ class _Run:
     @staticmethod
     def _tmpfs(size: int, mode: int) -> int:
         options = [("mode", f"{mode:o}"), *([("size", str(size))] if size else [])]
-        return filesystem("tmpfs", options, NOSUID | NODEV | NOEXEC)
+        return filesystem("tmpfs", options, NOSUID)
 
     def _file(self, data: bytes, mode: int, uid: int, gid: int) -> int:
-        name = f"files/{len(os.listdir('files'))}"
+        name = self._fresh()
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         view = memoryview(data)
         while view:
@@ -590,18 +826,16 @@ class _Run:
 
     def _discarding(self, fd: int, kind: str) -> int:
         """What is at fd, writable; writes go to this namespace's memory."""
-        name = f"files/{len(os.listdir('files'))}"
+        name = self._fresh()
         if kind == "dir":
             status = os.fstat(fd)
-            for part in (name, f"{name}/upper", f"{name}/work"):
-                os.mkdir(part)
+            for part in ("", "/mount", "/upper", "/work"):
+                os.mkdir(name + part)
             _chown(f"{name}/upper", status.st_uid, status.st_gid)
             os.chmod(f"{name}/upper", stat.S_IMODE(status.st_mode))
-            upper, work = (os.open(f"{name}/{part}", os.O_PATH | os.O_CLOEXEC) for part in ("upper", "work"))
-            os.mkdir(f"{name}/mount")
-            _attach_overlay(
-                f"{name}/mount", [f"/proc/self/fd/{fd}"], self.request["userns"], self.scratch, self.scratch, upper, work
-            )
+            upper, work = _open_path(f"{name}/upper"), _open_path(f"{name}/work")
+            userxattr, lowers = self.request["userns"], [f"/proc/self/fd/{fd}"]
+            _attach_overlay(f"{name}/mount", lowers, userxattr, self.scratch, self.scratch, upper, work)
             return clone_tree(f"{name}/mount", recursive=False)
         status = os.fstat(fd)
         source = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -621,8 +855,8 @@ class _Run:
         self._dev(userns)
         if not insecure:
             self._mask()
-        for target, kind, make in self.mounts:
-            self._at(target, make(), kind)
+        for target, kind, make, arguments in self.mounts:
+            self._at(target, make(*arguments), kind)
 
     def _at(self, target: str, mount: int, kind: str = "dir") -> None:
         """Attach a mount at a path of the root, making a point that lies inside another mount."""
@@ -726,19 +960,16 @@ class _Run:
         _enter_folder(request["cwd"])
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(null, 0)
-        try:
+        if uid:
             # /dev/stdout is opened anew by programs that run as another user.
             os.fchown(self.output, uid, gid)
-        except OSError:
-            if uid == 0:
-                raise
         os.dup2(self.output, 1)
         os.dup2(self.output, 2)
         _call(SYS_CLOSE_RANGE, "close_range", 3, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)
         _limit(request["ulimits"])
-        for number in range(1, 65):
+        # Python ignores these two; handlers end by themselves with exec, and `main` saw to the others.
+        for number in (SIGPIPE, SIGXFSZ):
             libc.signal(number, None)
-        libc.sigprocmask(2, bytes(128), None)
         if not request["insecure"]:
             _bound_capabilities()
             for code in filters:
@@ -781,7 +1012,7 @@ def _sys(attributes: int) -> int:
 
 
 def _loopback_up() -> None:
-    import fcntl  # noqa: PLC0415 - rarely wanted
+    import fcntl
 
     with_flags = b"lo".ljust(16, b"\0") + (1).to_bytes(2, sys.byteorder) + bytes(22)
     sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
@@ -820,7 +1051,7 @@ def _bound_capabilities() -> None:
 def _limit(limits: Sequence[tuple[str, int, int]]) -> None:
     if not limits:
         return
-    import resource  # noqa: PLC0415 - rarely wanted
+    import resource
 
     for name, soft, hard in limits:
         number = getattr(resource, f"RLIMIT_{name.upper()}")
@@ -829,10 +1060,13 @@ def _limit(limits: Sequence[tuple[str, int, int]]) -> None:
         except (PermissionError, ValueError):
             # CAP_SYS_RESOURCE may be missing, even for root: what is there stays the ceiling.
             _, ceiling = resource.getrlimit(number)
-            unlimited = resource.RLIM_INFINITY
-            hard = ceiling if hard == unlimited else hard if ceiling == unlimited else min(hard, ceiling)
-            soft = hard if soft == unlimited else soft if hard == unlimited else min(soft, hard)
-            resource.setrlimit(number, (soft, hard))
+            hardest = _lower(hard, ceiling)
+            resource.setrlimit(number, (_lower(soft, hardest), hardest))
+
+
+def _lower(one: int, other: int) -> int:
+    """The lower of two limits, of which -1 is none."""
+    return max(one, other) if -1 in {one, other} else min(one, other)
 
 
 def execute(argv: Sequence[str], environment: Sequence[bytes]) -> NoReturn:
@@ -849,7 +1083,7 @@ def execute(argv: Sequence[str], environment: Sequence[bytes]) -> NoReturn:
     seen: OSError | None = None
     for path in candidates:
         try:
-            os.execve(path, arguments, variables)
+            os.execve(path, arguments, variables)  # noqa: S606 - that is what a RUN is
         except FileNotFoundError as error:
             # A script whose interpreter is missing is found, and yet "not found".
             if "/" in name or os.path.exists(path):
@@ -870,7 +1104,7 @@ def execute(argv: Sequence[str], environment: Sequence[bytes]) -> NoReturn:
 # ---------------------------------------------------------------- the server
 
 
-def send_frame(sock: _socket.socket, message: object) -> None:
+def send_frame(sock: _socket.socket, message: Any) -> None:
     """Send one message, length first."""
     data = marshal.dumps(message)
     sock.sendall(len(data).to_bytes(4, "little") + data)
@@ -880,7 +1114,7 @@ def receive_frame(sock: _socket.socket) -> Any:
     """The next message, or None when the other side is gone."""
     header = _receive_exactly(sock, 4)
     body = header and _receive_exactly(sock, int.from_bytes(header, "little"))
-    return marshal.loads(body) if body else None
+    return marshal.loads(body) if body else None  # noqa: S302 - from the process that started this one
 
 
 def _receive_exactly(sock: _socket.socket, size: int) -> bytes:
@@ -915,6 +1149,7 @@ def serve() -> None:
     docker = docker_filter()
     filters = {False: [docker], True: [pretending_filter(), docker]}
     running: dict[int, tuple[int, int, _socket.socket]] = {}
+    stopped: set[int] = set()
     poll = select.poll()
     poll.register(0, select.POLLIN)
     while True:
@@ -946,6 +1181,7 @@ def serve() -> None:
             elif fd in running:
                 pid, pidfd, sock = running[fd]
                 if fd != pidfd:
+                    stopped.add(fd)
                     poll.unregister(fd)
                     os.kill(pid, SIGKILL)
                     continue
@@ -953,14 +1189,13 @@ def serve() -> None:
                 code = os.waitstatus_to_exitcode(status)
                 for known in (pidfd, sock.fileno()):
                     del running[known]
-                    try:
+                    if known not in stopped:
                         poll.unregister(known)
-                    except KeyError:
-                        pass
+                stopped.discard(sock.fileno())
                 try:
                     send_frame(sock, ("exit", code if code >= 0 else 128 - code))
-                except OSError:
-                    pass  # the builder is gone
+                except BrokenPipeError:
+                    code = -1  # the builder is gone, and so will be this process
                 os.close(pidfd)
                 sock.close()
 
@@ -971,6 +1206,10 @@ def main() -> None:
     A RUN's own pid namespace is inside it. setns(2) back to it between two forks needs no privilege outside.
     """
     libc.setsid()
+    # The builder may have been started by nohup or with signals blocked.
+    for number in {*range(1, 65)} - {SIGPIPE, SIGXFSZ}:
+        libc.signal(number, None)
+    libc.sigprocmask(SIG_SETMASK, bytes(128), None)
     unshare(CLONE_NEWPID)
     if os.fork() == 0:
         serve()

@@ -1,6 +1,6 @@
 """RUN in Linux namespaces: real root, and user namespaces that the process entered at its start.
 
-The server in builder/sandbox.py does the work. It is started by the first RUN, once for a build, and serves all threads.
+The server in builder/sandbox.py does the work. The first RUN starts it, once for a build; it serves all threads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from builder.errors import BuildError, CancelledError, UnsupportedError
-from cache.snapshots import OverlayRoot
+from cache.snapshots import DirectoryRoot, OverlayRoot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +141,7 @@ class NamespaceExecutor:
             "uid": spec.uid,
             "gid": spec.gid,
             "groups": spec.groups,
-            "binds": [(str(b.source), b.target, b.readonly, b.discard_writes) for b in spec.binds],
+            "binds": [(_source(b.source), b.target, b.readonly, b.discard_writes, b.inside) for b in spec.binds],
             "tmpfs": [(t.target, t.size, t.mode) for t in spec.tmpfs],
             "files": spec.files,
             "network": spec.network,
@@ -162,6 +162,15 @@ def _root(root: Root) -> tuple[Any, ...]:
     return ("directory", str(root.path))
 
 
+def _source(source: Path | Root) -> tuple[Any, ...]:
+    """What a bind shows: a path of this machine, or a root, whose upper directory is no part of it."""
+    if isinstance(source, OverlayRoot):
+        return ("overlay", str(source.base), source.lowers, source.userxattr)
+    if isinstance(source, DirectoryRoot):
+        return ("directory", str(source.path))
+    return ("path", str(source))
+
+
 def _failure(tier: str, number: int, text: str) -> BuildError:
     import errno
 
@@ -171,7 +180,7 @@ def _failure(tier: str, number: int, text: str) -> BuildError:
 
 
 def _remove_mount_points(root: Path, made: list[str], times: list[tuple[str, int, int]]) -> None:
-    """Take away the mount points made in a directory, those that are still empty, and give their parents' times back."""
+    """Take away the mount points made in a directory that are still empty; give their parents' times back."""
     for name in reversed(made):
         path = os.path.join(root, name)
         try:
@@ -192,14 +201,17 @@ def _start_server() -> socket.socket:
     """Start builder/sandbox.py and return the socket that it takes requests from."""
     from builder import sandbox
 
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(sandbox.__file__)))
     ours, theirs = socket.socketpair()
     try:
-        # A container's process may be made to execute /proc/self/exe before it is what it should become (CVE-2019-5736);
-        # through this read-only mount it never gets at the interpreter's file.
+        # A container's process may be made to execute /proc/self/exe before it is what it should become
+        # (CVE-2019-5736); through this read-only mount it never gets at the interpreter's file.
         interpreter = sandbox.clone_tree(os.path.realpath(sys.executable), recursive=False)
         try:
             sandbox.set_attributes(interpreter, sandbox.RDONLY)
-            argv = [sys.executable, "-I", "-S", sandbox.__file__]
+            # By import, so that it is compiled once and not at every start.
+            start = f"import sys; sys.path.insert(0, {folder!r}); from builder.sandbox import main; main()"
+            argv = [sys.executable, "-I", "-S", "-c", start]
             actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)]
             pid = os.posix_spawn(f"/proc/self/fd/{interpreter}", argv, {"LC_ALL": "C.UTF-8"}, file_actions=actions)
         finally:
