@@ -227,8 +227,14 @@ def sweep(store: Store) -> int:
                         continue
                     # The removal of a large tree takes long; the lock is held for a rename only.
                     moved = os.path.join(store.root, "tmp", _TRASH + os.urandom(8).hex())
-                    with suppress(FileNotFoundError):
+                    try:
+                        _make_movable(full, status)
                         os.rename(full, moved)
+                    except PermissionError:
+                        continue  # a subordinate user's directory; the next build will be in the namespace that has it
+                    except FileNotFoundError:
+                        pass
+                    else:
                         trash.append(moved)
                 connection.execute("DELETE FROM doomed WHERE path = ?", (path,))
     return sum(_take_away(path) for path in trash) + _clear_temporary(store)
@@ -342,14 +348,18 @@ def _orphans(store: Store, connection: Connection) -> list[str]:
 
 
 def _clear_temporary(store: Store) -> int:
-    """Remove what dead processes left in `tmp/`: files that no `BlobWriter` has locked, and old directories."""
+    """Remove what dead processes left in `tmp/`: files that no `BlobWriter` has locked, and old directories.
+
+    What is younger than a running build is left to it.
+    """
     import fcntl
 
     freed = 0
     now = time.time()
+    lease = oldest_lease(store) or now
     for entry in os.scandir(os.path.join(store.root, "tmp")):
         status = _status(entry.path)
-        if status is None or entry.name.startswith(_TRASH) or status.st_mtime > now - _GRACE:
+        if status is None or entry.name.startswith(_TRASH) or status.st_mtime > min(lease, now - _GRACE):
             continue
         if stat.S_ISREG(status.st_mode):
             with suppress(OSError):
@@ -359,7 +369,7 @@ def _clear_temporary(store: Store) -> int:
                     freed += _take_away(entry.path)
                 finally:
                     os.close(file)
-        elif status.st_mtime < min(oldest_lease(store) or now, now - _OLD_DIRECTORY):
+        elif status.st_mtime < now - _OLD_DIRECTORY:
             freed += _take_away(entry.path)
     return freed
 
@@ -381,6 +391,12 @@ def _status(path: str) -> os.stat_result | None:
         return None
 
 
+def _make_movable(path: str, status: os.stat_result) -> None:
+    """An ordinary user needs to write to a directory to give it another parent."""
+    if stat.S_ISDIR(status.st_mode) and status.st_mode & 0o700 != 0o700:
+        os.chmod(path, 0o700)
+
+
 def _take_away(path: str) -> int:
     """Remove a file or a tree that others may be removing as well; the bytes that it occupied."""
     folder, name = os.path.split(path)
@@ -392,7 +408,8 @@ def _take_away(path: str) -> int:
         freed = 0
         names = [name]
         for each in names:
-            with suppress(FileNotFoundError):
+            # What another user owns stays, for a process that may remove it.
+            with suppress(FileNotFoundError, PermissionError):
                 freed += _remove(each, top, top, names, 0)
     finally:
         os.close(top)
@@ -412,8 +429,8 @@ def _remove(name: str, parent: int, top: int, more: list[str], depth: int) -> in
         more.append(moved)
         return 0
     if status.st_mode & 0o700 != 0o700:
-        # An ordinary user needs all three bits to empty a directory. There is no race for the name in here, and
-        # Linux has no chmod that does not follow links before 6.6.
+        # An ordinary user needs all three bits to empty a directory. Before Linux 6.6 there is no chmod that does not
+        # follow links; nobody else writes in here, so what was a directory still is one.
         os.chmod(name, 0o700, dir_fd=parent)
     directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     freed = status.st_blocks * 512

@@ -544,10 +544,7 @@ class Store:
                 "FROM images i LEFT JOIN names n ON n.image = i.number WHERE i.intermediate = 0 "
                 "ORDER BY i.created, i.number, n.name"
             )
-            try:
-                self.replace_file("index.json", _index(_listed(*row) for row in rows))
-            except OSError as error:
-                raise _cannot_write(self, error) from error
+            self.replace_file("index.json", _index(_listed(*row) for row in rows))
             connection.execute("INSERT OR REPLACE INTO meta VALUES ('index', ?)", (self._file_stamp(),))
 
     def _recover(self) -> None:
@@ -577,16 +574,16 @@ class Store:
         return os.path.join(self.root, "tmp", f"{os.getpid()}-{os.urandom(8).hex()}")
 
     def replace_file(self, name: str, data: bytes) -> None:
-        """Write the file `name` of the store's top folder at one stroke."""
+        """Write a file, `name` below the store's top folder, at one stroke. Raises StoreError."""
         temporary = self.temporary()
         try:
             with open(temporary, "xb") as file:
                 file.write(data)
             os.rename(temporary, os.path.join(self.root, name))
-        except OSError:
+        except OSError as error:
             with suppress(OSError):
                 os.unlink(temporary)
-            raise
+            raise _cannot_write(self, error) from error
 
 
 class BlobWriter:
