@@ -1,8 +1,8 @@
 """The nouns of the OCI image spec, with Docker's additions that every tool reads.
 
 https://github.com/opencontainers/image-spec (v1.1). All frozen. `to_json` leaves out what is empty, as Go's `omitempty`
-does; `from_json` raises CorruptError on what is not of the spec's form and keeps unknown keys of a config, so that
-nothing of a base image is lost.
+does; `from_json` raises CorruptError on what is not of the spec's form, and keeps the unknown keys of how a container
+starts (`RuntimeConfig.other`), so that nothing of them is lost with a base image.
 """
 
 from __future__ import annotations
@@ -53,10 +53,16 @@ def digest_of(data: bytes) -> Digest:
 
 
 def canonical(document: object) -> bytes:
-    """JSON with sorted keys and no blanks: equal documents give equal bytes."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
-        "utf-8", "surrogateescape"
-    )
+    """JSON with sorted keys and no blanks: equal documents give equal bytes.
+
+    Text that stands for bytes that are no UTF-8 (`surrogateescape`) has U+FFFD in their place, as in what Go writes:
+    JSON could not hold them.
+    """
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return re.sub("[\ud800-\udfff]", "\ufffd", text).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +294,7 @@ class RuntimeConfig:
     @staticmethod
     def from_json(document: object) -> RuntimeConfig:
         """Read the object; absent and null keys are empty."""
-        table = dict(_object(document or {}, "config"))
+        table = dict(_object({} if document is None else document, "config"))
         check = table.pop("Healthcheck", None)
 
         def argv(key: str) -> tuple[str, ...] | None:
@@ -301,8 +307,8 @@ class RuntimeConfig:
             cmd=argv("Cmd"),
             working_dir=str(table.get("WorkingDir") or ""),
             labels=_strings(table, "Labels"),
-            exposed_ports=tuple(_object(table.get("ExposedPorts") or {}, "ExposedPorts")),
-            volumes=tuple(_object(table.get("Volumes") or {}, "Volumes")),
+            exposed_ports=tuple(_mapping(table, "ExposedPorts")),
+            volumes=tuple(_mapping(table, "Volumes")),
             stop_signal=str(table.get("StopSignal") or ""),
             healthcheck=_healthcheck(check),
             on_build=tuple(map(str, _list(table, "OnBuild"))),
@@ -382,7 +388,7 @@ class ImageConfig:
     def from_json(document: object) -> ImageConfig:
         """Read a config. Absent history is allowed by the spec; an absent rootfs only when there are no layers."""
         table = _object(document, "image config")
-        rootfs = _object(table.get("rootfs") or {}, "rootfs")
+        rootfs = _mapping(table, "rootfs")
         history = tuple(
             History(
                 created_by=str(line.get("created_by") or ""),
@@ -409,7 +415,7 @@ def parse_json(data: bytes, what: str) -> object:
     """`data` as JSON; CorruptError, naming `what`, when it is none."""
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = f"{what} is not JSON: {error}"
         raise CorruptError(msg) from None
 
@@ -419,6 +425,11 @@ def _object(value: object, what: str) -> JSONObject:
         msg = f"{what} is not a JSON object"
         raise CorruptError(msg)
     return value
+
+
+def _mapping(table: JSONObject, key: str) -> JSONObject:
+    value = table.get(key)
+    return {} if value is None else _object(value, key)
 
 
 def _list(table: JSONObject, key: str) -> list[Any]:
@@ -440,7 +451,7 @@ def _text(table: JSONObject, key: str, what: str) -> str:
 
 
 def _strings(table: JSONObject, key: str) -> tuple[tuple[str, str], ...]:
-    value = _object(table.get(key) or {}, key)
+    value = _mapping(table, key)
     return tuple((str(name), str(text)) for name, text in value.items())
 
 
