@@ -45,8 +45,8 @@ class Compressor(Protocol):
 class Compression:
     """How a layer is written. level: 0 to 3 of igzip, for gzip only.
 
-    The same bytes give the same blob on machines of one kind; another processor may get other blobs from igzip, with the
-    same diff id.
+    The same bytes give the same blob on machines of one kind; another processor may get other blobs from igzip, with
+    the same diff id.
     """
 
     name: Literal["gzip", "none"]
@@ -99,7 +99,7 @@ def decompressed(stream: BinaryIO) -> BinaryIO:
         case "gzip":
             from isal import igzip
 
-            decoder = cast("BinaryIO", igzip.GzipFile(fileobj=whole, mode="rb"))
+            decoder = cast("BinaryIO", igzip.GzipFile(fileobj=whole, mode="rb"))  # type: ignore[no-untyped-call]
             return cast("BinaryIO", _Decoded(decoder, "gzip"))
         case "zstd":
             return cast("BinaryIO", _Decoded(_unzstd(whole), "zstd"))
@@ -234,9 +234,7 @@ def _zstd_library() -> Callable[[BinaryIO], BinaryIO] | None:
         decompressor = importlib.import_module("zstandard").ZstdDecompressor()
     except ImportError:
         return None
-    return lambda stream: cast(
-        "BinaryIO", decompressor.stream_reader(stream, read_across_frames=True, closefd=False)
-    )
+    return lambda stream: cast("BinaryIO", decompressor.stream_reader(stream, read_across_frames=True, closefd=False))
 
 
 class _Program(io.RawIOBase):
@@ -293,7 +291,9 @@ class _Program(io.RawIOBase):
     def _finish(self) -> None:
         self._feeder.join()
         assert self._process.stderr is not None
-        said = self._process.stderr.read().decode("utf-8", "replace").strip() if self._process.returncode is None else ""
+        said = (
+            self._process.stderr.read().decode("utf-8", "replace").strip() if self._process.returncode is None else ""
+        )
         status = self._process.wait()
         if self._failure is not None:
             raise self._failure

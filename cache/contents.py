@@ -54,26 +54,30 @@ def chunks(entry: Entry) -> Iterator[bytes]:
 
 def _file(path: bytes, size: int) -> Iterator[bytes]:
     try:
-        file = os.open(path, _READ)
-        try:
-            data = os.read(file, min(size + 1, PIECE))
-            if len(data) == size < PIECE:
-                if data:
-                    yield data
-                return
-            status = os.fstat(file)
-            if status.st_blocks * 512 < size == status.st_size:
-                yield from _holes(file, size)
-                return
-            left = size + 1
-            while data:
-                yield data
-                left -= len(data)
-                data = os.read(file, min(left, PIECE)) if left > 0 else b""
-        finally:
-            os.close(file)
+        yield from opened(os.open(path, _READ), size)
     except OSError as error:
         raise StoreError(f"can not read {_show(path)}: {error.strerror}") from error
+
+
+def opened(file: int, size: int) -> Iterator[bytes]:
+    """The bytes of an open file, as `chunks` gives them. Closes it."""
+    try:
+        data = os.read(file, min(size + 1, PIECE))
+        if len(data) == size < PIECE:
+            if data:
+                yield data
+            return
+        status = os.fstat(file)
+        if status.st_blocks * 512 < size == status.st_size:
+            yield from _holes(file, size)
+            return
+        left = size + 1
+        while data:
+            yield data
+            left -= len(data)
+            data = os.read(file, min(left, PIECE)) if left > 0 else b""
+    finally:
+        os.close(file)
 
 
 def _holes(file: int, size: int) -> Iterator[bytes]:

@@ -45,6 +45,8 @@ _ZEROS = bytes(_BLOCK)
 _LATEST = (1 << 62) - 1
 """Seconds. The kernel takes 64 bits of them, and a file system clamps what it has no room for."""
 
+_MAX_LINKS = 40
+
 _DEPTH = 100
 """Directories below this depth are moved up before they are removed: open files and the stack are limited."""
 
@@ -170,8 +172,9 @@ def apply(entries: Iterable[Entry], directory: Path, dialect: Dialect, below: Fi
     """Lay one layer's entries out in `directory`, which exists.
 
     below: what the layers below show. Needed where an entry's parent directories are not in the layer, which then get
-    the metadata of those below, and for a hardlink to a file of a lower layer, which is copied up. Runs of zero bytes
-    become holes. What already lies there is replaced, except that a directory stays one.
+    the metadata of those below, or lead on where there is a symlink below; and for a hardlink to a file of a lower
+    layer, which is copied up. Runs of zero bytes become holes. What already lies there is replaced, except that a
+    directory stays one.
 
     Raises CorruptError for entries that lead out of the directory or through something that is no directory, for a
     hardlink to nothing, and for contents that end too early. What was laid out until then stays.
@@ -183,6 +186,15 @@ def apply(entries: Iterable[Entry], directory: Path, dialect: Dialect, below: Fi
         extraction.finish()
     finally:
         extraction.close()
+
+
+class _Redirected(Exception):
+    """The way to an entry leads through a symlink of a lower layer."""
+
+    def __init__(self, path: bytes, target: bytes) -> None:
+        super().__init__()
+        self.path = path
+        self.target = target
 
 
 class _Extraction:
@@ -208,6 +220,16 @@ class _Extraction:
 
     def place(self, entry: Entry) -> None:
         """Lay out one entry."""
+        # A layer is meant to be unpacked on top of those below: there, a parent may be a symlink.
+        for _ in range(_MAX_LINKS):
+            try:
+                self._place(entry)
+                return
+            except _Redirected as moved:
+                entry = replace(entry, path=moved.target + entry.path[len(moved.path) :])
+        raise CorruptError(f"{_show(entry.path)} leads through symlinks that go round in a circle")
+
+    def _place(self, entry: Entry) -> None:
         path = entry.path
         parent, _, name = path.rpartition(b"/")
         if not path:
@@ -291,16 +313,25 @@ class _Extraction:
                 raise
             if self._is_own(path) and not _is_whiteout(file, name):
                 raise CorruptError(f"a layer has entries below {_show(path)}, which is no directory in it") from None
+            if self._made is not None:
+                self._follow(path)
             opaque = self._clear(file, name, path)
-            self._imply(file, name, path)
+            self._imply(file, name, path, fresh=opaque)
             if opaque:
                 self._mark_opaque(file, name)
         return os.open(name, _DIRECTORY, dir_fd=file)
 
-    def _imply(self, file: int, name: bytes, path: bytes) -> None:
-        """Make a directory that the layer has no entry for, as the layers below have it."""
-        os.mkdir(name, 0o700, dir_fd=file)
+    def _follow(self, path: bytes) -> Entry | None:
+        """What lies at `path` in the layers below; when a symlink does, the entry has to go where it leads."""
         lower = self._below.entry(path) if self._below is not None else None
+        if lower is not None and lower.kind is Kind.SYMLINK and self._below is not None:
+            raise _Redirected(path, self._below.resolve(path))
+        return lower
+
+    def _imply(self, file: int, name: bytes, path: bytes, *, fresh: bool = False) -> None:
+        """Make a directory that the layer has no entry for, as the layers below have it unless it is a fresh one."""
+        lower = None if fresh else self._follow(path)
+        os.mkdir(name, 0o700, dir_fd=file)
         if lower is None or lower.kind is not Kind.DIRECTORY or lower.path != path:
             lower = Entry(path, Kind.DIRECTORY, 0o755)
         self._directories[path] = lower
@@ -615,6 +646,23 @@ def _outside(path: bytes) -> CorruptError:
 
 def _dangling(link: Entry) -> CorruptError:
     return CorruptError(f"{_show(link.path)} is a hardlink to {_show(link.target)}, which is not there")
+
+
+# ---------------------------------------------------------------- opening
+
+
+def open_below(directory: str, path: bytes) -> int:
+    """A descriptor of the file at `path` below `directory`, no symlink followed. OSError as `os.open` raises it."""
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        *parents, name = path.split(b"/")
+        for part in parents:
+            inner = os.open(part, _DIRECTORY, dir_fd=file)
+            os.close(file)
+            file = inner
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=file)
+    finally:
+        os.close(file)
 
 
 # ---------------------------------------------------------------- removing

@@ -4,7 +4,8 @@ https://github.com/opencontainers/image-spec/blob/main/layer.md. What is written
 `tarfile`, with PAX records only where a field needs one (long names, names that are not ASCII, attributes, big or
 negative numbers); no user names, no access times; whole seconds, as BuildKit's differ writes them, so that a file's
 time is the same whether a layer was just made or pulled. Contents are written in full, holes as zeros: GNU's sparse
-formats are not part of the image spec. A name that is no UTF-8 is written as it is, and declared by `hdrcharset=BINARY`.
+formats are not part of the image spec. A name that is no UTF-8 is written as it is, and declared by
+`hdrcharset=BINARY`.
 
 The same entries in the same order give the same bytes.
 """
@@ -18,6 +19,7 @@ import queue
 import tarfile
 import threading
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
 from cache import listings
@@ -29,7 +31,7 @@ from cache.errors import CorruptError, StoreError
 from cache.oci import Descriptor, Digest, Layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
     from cache.store import BlobWriter, Store
@@ -50,6 +52,7 @@ __all__ = [
     "read",
     "unpacked",
     "write",
+    "write_changes",
 ]
 
 _WHITEOUT = b".wh."
@@ -68,8 +71,8 @@ _MAX_LINKS = 255
 class Written:
     """A layer that was just put in the store.
 
-    size: the bytes of its files. files: how many entries it has. entries: as a reading of the layer would give them, with
-    digests and without contents.
+    size: the bytes of its files. files: how many entries it has. entries: as a reading of the layer would give them,
+    with digests and without contents.
     """
 
     layer: Layer
@@ -119,6 +122,14 @@ def pack(entries: Iterable[Entry], add: Callable[[bytes], None], epoch: int | No
         yield plain
     # The two blocks that end an archive. Go's writer, which made most layers there are, fills up no further.
     add(bytes(2 * _BLOCK))
+
+
+def write_changes(
+    entries: Iterator[Entry], store: Store, compression: Compression = GZIP, epoch: int | None = None
+) -> Written | None:
+    """`write` for what a step changed; None, with nothing written, when it changed nothing."""
+    first = next(entries, None)
+    return None if first is None else write(chain((first,), entries), store, compression, epoch)
 
 
 _PADDING = tuple(bytes(count) for count in range(_BLOCK))
@@ -293,7 +304,7 @@ def read(stream: BinaryIO) -> Iterator[Entry]:
         archive = tarfile.TarFile(
             fileobj=cast("BinaryIO", source), mode="r", encoding="utf-8", errors="surrogateescape"
         )
-        info = archive.firstmember
+        info = archive.firstmember  # type: ignore[attr-defined]
         links = _Links()
         while info is not None:
             entry = _entry(info, source, links)
@@ -405,7 +416,7 @@ def _time(info: tarfile.TarInfo) -> int:
     return max(-limit, min(seconds, limit)) * _SECOND + nanoseconds
 
 
-def _xattrs(headers: dict[str, str]) -> tuple[tuple[str, bytes], ...]:
+def _xattrs(headers: Mapping[str, str]) -> tuple[tuple[str, bytes], ...]:
     found = [
         (key.removeprefix(_XATTR), value.encode("utf-8", "surrogateescape"))
         for key, value in headers.items()
@@ -537,7 +548,7 @@ class _Member(Pieces):
         self._path = path
 
     def open(self) -> BinaryIO:
-        return cast("BinaryIO", io.BufferedReader(_PiecesReader(self.pieces()), 1 << 16))
+        return cast("BinaryIO", io.BufferedReader(PiecesReader(self.pieces()), 1 << 16))
 
     def pieces(self) -> Iterator[bytes]:
         if self._source.tell() != self._info.offset_data:
@@ -555,7 +566,7 @@ class _Member(Pieces):
     def _sparse(self) -> Iterator[bytes]:
         """Zeros where GNU tar left them out. https://www.gnu.org/software/tar/manual/html_node/Sparse-Formats.html."""
         at = 0
-        segments = self._info.sparse or []  # type: ignore[attr-defined]
+        segments = cast("list[tuple[int, int]]", self._info.sparse or [])
         for offset, length in (*segments, (self._info.size, 0)):
             while at < offset:
                 count = min(offset - at, PIECE)
@@ -571,7 +582,9 @@ class _Member(Pieces):
         return CorruptError(f"{_show(self._path)} ends too early in the tar archive")
 
 
-class _PiecesReader(io.RawIOBase):
+class PiecesReader(io.RawIOBase):
+    """A stream of pieces."""
+
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
@@ -609,6 +622,10 @@ class Unpacked:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading. Idempotent."""
         self._ahead.close()
 
     @property
@@ -719,6 +736,44 @@ def hashed(entries: Iterable[Entry]) -> Iterator[Entry]:
             yield replace(entry, content=None, digest=digest.hexdigest())
         else:
             yield entry
+
+
+def recorded(entries: Iterable[Entry], store: Store, layer: Layer) -> Iterator[Entry]:
+    """The entries of a stored layer, passed on; its listing is left in the store at the end.
+
+    The reader of these entries reads the content of each file. Nothing is left when the entries end in an error.
+    """
+    found: list[Entry] = []
+    for entry in entries:
+        if entry.kind is Kind.FILE:
+            content = _Hashed(entry)
+            yield replace(entry, content=content)
+            found.append(replace(entry, content=None, digest=content.digest.hexdigest()))
+        else:
+            yield entry
+            found.append(entry)
+    _remember(store, layer.diff_id, tuple(found))
+
+
+class _Hashed(Pieces):
+    """A content that is hashed when it is read."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self.digest = hashlib.sha256()
+
+    def open(self) -> BinaryIO:
+        return cast("BinaryIO", io.BufferedReader(PiecesReader(self.pieces()), 1 << 16))
+
+    def pieces(self) -> Iterator[bytes]:
+        for piece in chunks(self._entry):
+            self.digest.update(piece)
+            yield piece
+
+
+def has_listing(store: Store, diff_id: Digest) -> bool:
+    """Whether the store has a listing of the layer."""
+    return os.path.exists(_listing_path(store, diff_id))
 
 
 def import_tar(stream: BinaryIO, store: Store) -> Written:
