@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,8 +159,6 @@ class Fetcher:
     """
 
     def __init__(self, root: Path, secret: Secret | None = None, git: str = "git") -> None:
-        import threading
-
         self._root = root
         self._secret = secret or (lambda _: None)
         self._git = git
@@ -329,6 +327,7 @@ class Fetcher:
         kept = folder / hashlib.sha256("\0".join(facts).encode()).hexdigest()[:32]
         if kept.is_dir():
             return kept
+        import shutil
         import tempfile
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -344,6 +343,8 @@ class Fetcher:
         return kept
 
     def _fetch(self, ref: GitRef, commit: str, working: Path) -> None:
+        import shutil
+
         def git(*arguments: str) -> str:
             return self._run(ref, arguments, working)
 

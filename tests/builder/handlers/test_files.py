@@ -514,7 +514,7 @@ def test_parents_take_owner_and_mode_of_the_source() -> None:
 
 def test_parents_need_what_is_named() -> None:
     for run in (check_it, copied):
-        with pytest.raises(BuildError, match='"/x/none.txt": not found'):
+        with pytest.raises(BuildError, match=r'"/x/none.txt": not found'):
             run(step("x/none.txt", to="p/", parents=True), tree("x/a.txt"))
 
 
