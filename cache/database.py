@@ -184,6 +184,8 @@ class Database:
             raise self._translated(error) from error
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
+            # Each checkpoint waits for the disk, which has the layers to write; a build's rows fit into 16 MB.
+            connection.execute("PRAGMA wal_autocheckpoint = 4000")
             if self._version(connection) < len(_MIGRATIONS):
                 self._migrate(connection)
         except BaseException as error:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from cache.errors import InUseError
+from cache.errors import InUseError, StoreError
 from cache.reference import familiar_name
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ class Lease:
 
         while True:
             path = os.path.join(self._store.root, "leases", f"{os.getpid()}-{os.urandom(4).hex()}")
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+            try:
+                file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise StoreError(f"can not write to the store {self._store.root}: {error.strerror}") from error
             fcntl.flock(file, fcntl.LOCK_EX)
             # Between open and flock another process may have taken the file for a dead one's.
             if os.fstat(file).st_nlink:
@@ -94,7 +97,9 @@ class Lease:
         with suppress(FileNotFoundError):
             os.unlink(self._path)
         os.close(self._file)
-        sweep(self._store)
+        # What can not be swept now waits for the next one; the build's own error, if any, is the one to show.
+        with suppress(StoreError):
+            sweep(self._store)
 
 
 def oldest_lease(store: Store) -> float | None:
