@@ -14,6 +14,7 @@ from builder import bases, handlers
 from builder.context import is_image, open_contexts
 from builder.engine import Engine, StageWork, Work
 from builder.errors import BuildError, raise_all
+from builder.fetch import Fetcher
 from builder.events import BuildFinished, BuildPlanned, Warned
 from builder.handlers import files
 from builder.model import BuildResult, FileStep, Origin, Supplies
@@ -25,6 +26,7 @@ from grammar.parser import parse
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Callable
 
     from builder.bases import BaseImage
     from builder.context import Contexts
@@ -83,9 +85,20 @@ def open_request(request: BuildRequest, store: Store, stdin: BinaryIO | None) ->
         stdin or io.BytesIO(),
         named=request.build_contexts,
         digests=Digests(store.database),
-        fetcher=None,
+        fetcher=Fetcher(store.root / "fetched", _secrets(request)),
         ignore_file=request.ignore_file,
     )
+
+
+def _secrets(request: BuildRequest) -> Callable[[str], bytes | None]:
+    """The values of --secret, by id, for those that a download asks for."""
+    sources = {source.id: source for source in request.secrets}
+
+    def value(name: str) -> bytes | None:
+        source = sources.get(name)
+        return None if source is None else source.read()
+
+    return value
 
 
 def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Plan, Work]:

@@ -351,6 +351,8 @@ class Engine:
 
     def _copy(self, stage: StageRun, step: FileStep) -> Written | None:
 
+        from cache.layers import write_changes
+
         parent = Tree(self._store, () if step.link else stage.layers)
         entries = file_steps.perform(
             step, self._view(step.origin), parent, self._work.contexts.fetcher, epoch=self._work.epoch

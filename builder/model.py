@@ -35,6 +35,14 @@ class SecretSource:
     path: Path | None = None
     value: bytes | None = field(default=None, repr=False)
 
+    def read(self) -> bytes:
+        """The value. OSError when its file can not be read."""
+        if self.value is not None:
+            return self.value
+        if self.path is None:
+            raise FileNotFoundError(self.id)
+        return self.path.read_bytes()
+
 
 @dataclass(frozen=True, slots=True)
 class SshSource:

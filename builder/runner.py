@@ -56,6 +56,7 @@ class Runner:
         self._copies: dict[tuple[Origin, bytes], Path] = {}
         self._opened = contextlib.ExitStack()
         self._opened.callback(executor.close)
+        self._opened.callback(snapshots.close)
         self._around = Surroundings(
             options=supplies.options,
             secrets={source.id: source for source in supplies.secrets},

@@ -566,7 +566,8 @@ class _Member(Pieces):
     def _sparse(self) -> Iterator[bytes]:
         """Zeros where GNU tar left them out. https://www.gnu.org/software/tar/manual/html_node/Sparse-Formats.html."""
         at = 0
-        segments = cast("list[tuple[int, int]]", self._info.sparse or [])
+        # Unused places of the header's table are in the list as well.
+        segments = [segment for segment in cast("list[tuple[int, int]]", self._info.sparse or []) if segment[1]]
         for offset, length in (*segments, (self._info.size, 0)):
             while at < offset:
                 count = min(offset - at, PIECE)

@@ -138,13 +138,10 @@ def _secret(mount: SecretMount, around: Surroundings) -> bytes | None:
                 hint=f"give it with --secret id={mount.id},src=FILE or id={mount.id},env=NAME",
             )
         return None
-    if found.value is not None:
-        return found.value
-    assert found.path is not None
     try:
-        return found.path.read_bytes()
+        return found.read()
     except OSError as error:
-        raise BuildError(f"secret {mount.id}: {found.path}: {error.strerror}") from None
+        raise BuildError(f"secret {mount.id}: {found.path}: {error.strerror}", span=mount.span) from None
 
 
 def _agent(mount: SshMount, around: Surroundings) -> Path | None:
