@@ -16,7 +16,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """While entered, those signals set `stop`. A signal that was ignored at the start (nohup) stays so."""
+    """While entered, those signals set `stop`.
+
+    Hanging up stays ignored where it was (nohup). Ctrl-C does not: shells ignore it for what a script starts with `&`,
+    and a build would then go on after the script's end.
+    """
 
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
@@ -35,7 +39,7 @@ class Stop:
 
     def __enter__(self) -> Self:
         for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

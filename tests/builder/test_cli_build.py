@@ -333,6 +333,11 @@ def test_the_program_says_when_its_reader_went_away() -> None:
     assert codes <= {"0", "141"}
 
 
+def test_closed_streams_are_no_fault() -> None:
+    script = f"{sys.executable} -m builder --help <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", script], cwd=ROOT, timeout=20, check=False).returncode == 0
+
+
 # ---------------------------------------------------------------- where the store is
 
 
