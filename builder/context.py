@@ -402,15 +402,20 @@ def unpack_context(stream: BinaryIO, what: str, spool: BinaryIO) -> Unpacked:
 
 def looks_like_archive(head: bytes) -> bool:
     """Whether these first bytes (512 or more, if there are as many) begin a tar, or what a tar is compressed with."""
-    if head.startswith((b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
-        return True
+    return head.startswith((b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")) or begins_tar(head)
+
+
+def begins_tar(head: bytes) -> bool:
+    """Whether the first 512 bytes are a tar's header, by its checksum: what every tar has, the oldest ones too."""
     if len(head) < 512:
         return False
-    block = head[:512]
-    # The sum of the header with the field of the sum as blanks: what every tar has, the oldest ones too.
-    expected = sum(block[:148]) + 8 * 0x20 + sum(block[156:])
-    digits = block[148:156].strip(b" \x00")
-    return bool(digits) and all(0x30 <= char < 0x38 for char in digits) and int(digits, 8) == expected
+    digits = head[148:156].strip(b" \x00")
+    if not digits or not all(0x30 <= char < 0x38 for char in digits):
+        return False
+    summed = head[:148] + b" " * 8 + head[156:512]
+    # Some old programs took bytes for signed numbers.
+    signed = sum(summed) - 256 * sum(char > 0x7F for char in summed)
+    return int(digits, 8) in {sum(summed), signed}
 
 
 # ---------------------------------------------------------------- the front door

@@ -16,13 +16,14 @@ Nothing is mounted and nothing is copied to a place in between: contents stay wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
 
-from builder.context import ROOT, Directory, Unpacked, View, below, parts_of
+from builder.context import ROOT, Directory, Unpacked, View, begins_tar, below, parts_of
 from builder.errors import BuildError
 from builder.handlers.owners import names_in, owner
 from builder.model import FileStep, GitSource, InlineSource, PathSource, UrlSource
@@ -785,15 +786,57 @@ def _name_in(target: _Target, path: bytes, root: bytes) -> bytes:
 
 
 def is_archive(content: Content) -> bool:
-    """Whether it is a tar, plain or compressed, by what it begins with."""
-    from cache import layers
-    from cache.errors import StoreError
+    """Whether it is a tar, plain or compressed, by what it begins with: a tar that breaks off later is one, too.
 
+    BuildError where its compression can not be read on this machine.
+    """
+    from cache.errors import CorruptError, StoreError
+
+    try:
+        return begins_tar(_first_bytes(content, 512))
+    except CorruptError:
+        return False
+    except StoreError as error:
+        raise BuildError(error.message, hint=error.hint) from None
+
+
+def _first_bytes(content: Content, size: int) -> bytes:
+    """The first `size` bytes, decompressed, of what may break off soon after them; fewer if there are none."""
     with content.open() as stream:
-        try:
-            return next(iter(layers.read(stream)), None) is not None
-        except StoreError:
-            return False
+        head = stream.read(1 << 14)
+        match head[:4]:
+            case b"\x28\xb5\x2f\xfd":
+                return _first_of_zstd(content, size)
+            case _ if head.startswith(b"\x1f\x8b\x08"):
+                import zlib
+
+                decode = zlib.decompressobj(31).decompress
+            case _ if head.startswith(b"BZh"):
+                import bz2
+
+                decode = bz2.BZ2Decompressor().decompress
+            case _ if head.startswith(b"\xfd7zXZ\x00"):
+                import lzma
+
+                decode = lzma.LZMADecompressor().decompress
+            case _:
+                return head[:size]
+        plain = b""
+        with contextlib.suppress(Exception):  # each of the three has its own errors for damaged data
+            while head and len(plain) < size:
+                plain += decode(head, size)
+                head = stream.read(1 << 14)
+        return plain[:size]
+
+
+def _first_of_zstd(content: Content, size: int) -> bytes:
+    from cache.compression import decompressed
+
+    plain = b""
+    with content.open() as stream, decompressed(stream) as decoded:
+        while len(plain) < size and (more := decoded.read(size - len(plain))):
+            plain += more
+    return plain
 
 
 def _read_archive(content: Content, name: str) -> Iterator[Entry]:

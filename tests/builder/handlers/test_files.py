@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import random
 import tarfile
 import time
 from dataclasses import replace
@@ -657,11 +658,22 @@ def test_what_is_no_archive_is_copied() -> None:
         assert [entry.path for entry in entries] == [b"d", b"d/plain.gz"]
 
 
-def test_add_a_broken_archive() -> None:
-    content = archive("one = " + "x" * 5000, "two = " + "y" * 5000)
+@pytest.mark.parametrize("compress", ["", "gz"])
+def test_add_a_broken_archive(compress: str) -> None:
+    """It is an archive since it begins as one: that it breaks off is an error, not a reason to copy it as it is."""
+    noise = random.Random(1).randbytes(3000).hex()
+    content = archive("one = " + noise, "two = " + noise, compress=compress)
     assert isinstance(content, BytesContent)
-    with pytest.raises(BuildError, match=r"t.tar: "):
-        added(step("t.tar", to="d/"), with_archive(BytesContent(content.data[:3000])))
+    with pytest.raises(BuildError, match=r"t\.tar: "):
+        added(step("t.tar", to="d/"), with_archive(BytesContent(content.data[:2000])))
+
+
+def test_an_empty_tar_is_copied() -> None:
+    files = with_archive(BytesContent(bytes(10240)))
+    assert [entry.path for entry in perform(step("t.tar", to="d/", unpack=None), files, Unpacked())] == [
+        b"d",
+        b"d/t.tar",
+    ]
 
 
 def test_add_several() -> None:
