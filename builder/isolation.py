@@ -45,7 +45,7 @@ class Isolation:
         """The snapshots that its executor can mount: an overlay where the store's file system can carry one."""
         from cache.snapshots import OverlaySnapshots, WorkingCopySnapshots
 
-        if self.tier in NAMESPACES and self.overlay_problem(str(store.root)) is None:
+        if self.tier in NAMESPACES and self.overlay_problem(str(store.root / "tmp")) is None:
             return OverlaySnapshots(store, userxattr=self.userns)
         return WorkingCopySnapshots(store)
 

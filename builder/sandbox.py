@@ -18,8 +18,10 @@ from __future__ import annotations
 import _socket
 import ctypes
 import errno
+import fcntl
 import marshal
 import os
+import resource
 import select
 import stat
 import sys
@@ -64,7 +66,7 @@ MASKED = (
     "proc/scsi", "proc/timer_list", "proc/timer_stats", "sys/devices/virtual/powercap", "sys/firmware",
 )  # fmt: skip
 READ_ONLY = ("proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger")
-DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
+DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 LINKS = (
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -117,7 +119,7 @@ def filesystem(kind: str, options: Iterable[tuple[str, str | None]] = (), attrib
     fs = _call(SYS_FSOPEN, f"fsopen {kind}", kind.encode(), 1)
     try:
         try:
-            for name, value in options:
+            for name, value in (("source", kind), *options):
                 command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
                 text = None if value is None else os.fsencode(value)
                 _call(SYS_FSCONFIG, f"{kind} option {name}", fs, command, name.encode(), text, 0)
@@ -598,7 +600,7 @@ def _overlay_options(userxattr: bool, upper: int, work: int) -> list[tuple[str, 
     return options
 
 
-def overlay(lowers: Sequence[str], userxattr: bool, upper: int = -1, work: int = -1) -> int:
+def overlay(lowers: Sequence[str], userxattr: bool, upper: int = -1, work: int = -1, attributes: int = 0) -> int:
     """An overlay mount, attached nowhere yet. lowers: topmost first, relative to the current folder or absolute.
 
     upper and work: descriptors, or -1 for a read-only union. Written pages are not forced to disk by its end
@@ -606,7 +608,7 @@ def overlay(lowers: Sequence[str], userxattr: bool, upper: int = -1, work: int =
     """
     options = _overlay_options(userxattr, upper, work)
     try:
-        return filesystem("overlay", [*(("lowerdir+", lower) for lower in lowers), *options])
+        return filesystem("overlay", [*(("lowerdir+", lower) for lower in lowers), *options], attributes)
     except OSError as error:
         if error.errno != errno.EINVAL or "lowerdir+" not in str(error.strerror):
             raise
@@ -615,13 +617,20 @@ def overlay(lowers: Sequence[str], userxattr: bool, upper: int = -1, work: int =
 
 
 def _attach_overlay(
-    target: str, lowers: Sequence[str], userxattr: bool, base: int, scratch: int, upper: int = -1, work: int = -1
+    target: str,
+    lowers: Sequence[str],
+    userxattr: bool,
+    base: int,
+    scratch: int,
+    upper: int = -1,
+    work: int = -1,
+    attributes: int = 0,
 ) -> None:
     """Mount an overlay at `target`, a path in `scratch`, with lowers relative to `base`."""
     os.fchdir(base)
     place = os.open(target, os.O_PATH | os.O_CLOEXEC, dir_fd=scratch)
     try:
-        attach(overlay(lowers, userxattr, upper, work), place)
+        attach(overlay(lowers, userxattr, upper, work, attributes), place)
     except Missing:
         # mount(2) takes one page of options, so that lowers must be short; commas and colons would need escapes that
         # relative names of snapshots never do.
@@ -630,7 +639,7 @@ def _attach_overlay(
         if len(data) > 4095:
             raise OSError(errno.E2BIG, f"{len(lowers)} layers are more than this kernel mounts") from None
         path = f"/proc/self/fd/{scratch}/{target}".encode()
-        _result(libc.mount(b"overlay", path, b"overlay", ctypes.c_ulong(0), data), "mount overlay")
+        _result(libc.mount(b"overlay", path, b"overlay", ctypes.c_ulong(attributes), data), "mount overlay")
     os.fchdir(scratch)
 
 
@@ -647,6 +656,9 @@ class _Run:
         self.report = report
         self.root = -1
         self.scratch = -1
+        # Docker lets a RUN make device nodes and has a device cgroup refuse to open them; mounts without devices do the
+        # same with no cgroup, and are what user namespaces have anyway.
+        self.nodev = 0 if request["insecure"] else NODEV
         self.points: list[tuple[str, str]] = [("/proc", "dir"), ("/sys", "dir"), ("/dev", "dir")]
         self.mounts: list[Mount] = []
 
@@ -690,7 +702,9 @@ class _Run:
             _, lowers, _, _, userxattr = root
             self._make_union(lowers, userxattr, *opened)
         else:
-            attach(clone_tree("", at=opened[0]), _open_path("root"))
+            mount = clone_tree("", at=opened[0])
+            set_attributes(mount, self.nodev)
+            attach(mount, _open_path("root"))
             self._make_in_place()
         self.root = _open_path("root")
 
@@ -722,7 +736,7 @@ class _Run:
             if name:
                 _copy_attributes(f"view/{name}", f"stub/{name}")
         stub = [f"{scratch}/stub"] if made or not lowers else []
-        _attach_overlay("root", [*stub, *lowers], userxattr, base, self.scratch, upper, work)
+        _attach_overlay("root", [*stub, *lowers], userxattr, base, self.scratch, upper, work, self.nodev)
 
     def _make_in_place(self) -> None:
         """Without an overlay mount points are made in the directory itself; the builder is told, to remove them."""
@@ -798,17 +812,14 @@ class _Run:
     def _fresh() -> str:
         return f"files/{len(os.listdir('files'))}"
 
-    @staticmethod
-    def _bind(fd: int, readonly: bool) -> int:
+    def _bind(self, fd: int, readonly: bool) -> int:
         mount = clone_tree("", at=fd)
-        if readonly:
-            set_attributes(mount, RDONLY)
+        set_attributes(mount, self.nodev | (RDONLY if readonly else 0))
         return mount
 
-    @staticmethod
-    def _tmpfs(size: int, mode: int) -> int:
+    def _tmpfs(self, size: int, mode: int) -> int:
         options = [("mode", f"{mode:o}"), *([("size", str(size))] if size else [])]
-        return filesystem("tmpfs", options, NOSUID)
+        return filesystem("tmpfs", options, NOSUID | self.nodev)
 
     def _file(self, data: bytes, mode: int, uid: int, gid: int) -> int:
         name = self._fresh()
@@ -835,7 +846,7 @@ class _Run:
             os.chmod(f"{name}/upper", stat.S_IMODE(status.st_mode))
             upper, work = _open_path(f"{name}/upper"), _open_path(f"{name}/work")
             userxattr, lowers = self.request["userns"], [f"/proc/self/fd/{fd}"]
-            _attach_overlay(f"{name}/mount", lowers, userxattr, self.scratch, self.scratch, upper, work)
+            _attach_overlay(f"{name}/mount", lowers, userxattr, self.scratch, self.scratch, upper, work, self.nodev)
             return clone_tree(f"{name}/mount", recursive=False)
         status = os.fstat(fd)
         source = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -851,7 +862,9 @@ class _Run:
     def _mount_all(self) -> None:
         insecure, userns = self.request["insecure"], self.request["userns"]
         self._at("proc", filesystem("proc", (), NOSUID | NODEV | NOEXEC))
+        unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
         self._at("sys", _sys(0 if insecure else RDONLY))
+        self._cgroup(unified, 0 if insecure else RDONLY)
         self._dev(userns)
         if not insecure:
             self._mask()
@@ -890,19 +903,39 @@ class _Run:
             folder = found
         return folder
 
+    def _cgroup(self, unified: bool, attributes: int) -> None:
+        """Show the RUN's own cgroups where the host has the unified hierarchy, else none: never the host's tree."""
+        try:
+            place = open_in_root(self.root, "sys/fs/cgroup")
+        except FileNotFoundError:
+            return
+        mount = -1
+        if unified:
+            try:
+                mount = filesystem("cgroup2", (), attributes | NOSUID | NODEV | NOEXEC)
+            except OSError:
+                mount = -1  # a user namespace that did not get a cgroup namespace
+        attach(mount if mount >= 0 else self._empty(), place)
+
+    @staticmethod
+    def _empty() -> int:
+        mount = clone_tree("empty", recursive=False)
+        set_attributes(mount, RDONLY)
+        return mount
+
     def _dev(self, userns: bool) -> None:
-        dev = filesystem("tmpfs", [("mode", "0755"), ("size", "65536k")], NOSUID)
+        dev = filesystem("tmpfs", [("mode", "0755"), ("size", "65536k")], NOSUID | self.nodev)
         inside = os.dup(dev)
-        names = [name for name, _ in DEVICES] + ["tty"]
+        nodes = "/dev"
         previous = os.umask(0)
-        if userns:
-            # Device nodes can not be made in a user namespace: the host's are bound over empty files.
-            for name in names:
-                os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=inside))
-        else:
-            for name, minor in DEVICES:
-                os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(1, minor), dir_fd=inside)
-            os.mknod("tty", stat.S_IFCHR | 0o666, os.makedev(5, 0), dir_fd=inside)
+        if not userns:
+            # In a user namespace nodes can not be made: there the host's are shown.
+            nodes = "nodes"
+            os.mkdir(nodes)
+            for name, major, minor in DEVICES:
+                os.mknod(f"{nodes}/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        for name, _, _ in DEVICES:
+            os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=inside))
         for name, target in LINKS:
             os.symlink(target, name, dir_fd=inside)
         for name in ("pts", "shm", "mqueue"):
@@ -910,9 +943,8 @@ class _Run:
         os.umask(previous)
         os.close(inside)
         self._at("dev", dev)
-        if userns:
-            for name in names:
-                self._at(f"dev/{name}", clone_tree(f"/dev/{name}", recursive=False), "file")
+        for name, _, _ in DEVICES:
+            self._at(f"dev/{name}", clone_tree(f"{nodes}/{name}", recursive=False), "file")
         pts: list[tuple[str, str | None]] = [("newinstance", None), ("ptmxmode", "0666"), ("mode", "0620")]
         try:
             terminals = filesystem("devpts", [*pts, ("gid", "5")], NOSUID | NOEXEC)
@@ -938,8 +970,7 @@ class _Run:
             except FileNotFoundError:
                 continue
             if stat.S_ISDIR(os.fstat(place).st_mode):
-                mount = clone_tree("empty", recursive=False)
-                set_attributes(mount, RDONLY)
+                mount = self._empty()
             else:
                 mount = clone_tree("dev/null", at=self.root, recursive=False)
             attach(mount, place)
@@ -968,8 +999,7 @@ class _Run:
         _call(SYS_CLOSE_RANGE, "close_range", 3, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)
         _limit(request["ulimits"])
         # Python ignores these two; handlers end by themselves with exec, and `main` saw to the others.
-        for number in (SIGPIPE, SIGXFSZ):
-            libc.signal(number, None)
+        _default_signals((SIGPIPE, SIGXFSZ))
         if not request["insecure"]:
             _bound_capabilities()
             for code in filters:
@@ -1012,12 +1042,23 @@ def _sys(attributes: int) -> int:
 
 
 def _loopback_up() -> None:
-    import fcntl
-
     with_flags = b"lo".ljust(16, b"\0") + (1).to_bytes(2, sys.byteorder) + bytes(22)
     sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
     fcntl.ioctl(sock.fileno(), 0x8914, with_flags)
     sock.close()
+
+
+def _default_signals(numbers: Iterable[int]) -> None:
+    """Give signals their default effects, which a builder started by nohup, say, does not pass on.
+
+    Not by signal(3): glibc refuses 32 and 33, its own, and yet starts programs with these ignored.
+    """
+    sigaction = {"x86_64": 13, "aarch64": 134}.get(os.uname().machine)
+    for number in numbers:
+        if sigaction is None:
+            libc.signal(number, None)
+        else:
+            libc.syscall(ctypes.c_long(sigaction), ctypes.c_long(number), bytes(32), None, ctypes.c_long(8))
 
 
 def _new_keyring() -> None:
@@ -1051,8 +1092,6 @@ def _bound_capabilities() -> None:
 def _limit(limits: Sequence[tuple[str, int, int]]) -> None:
     if not limits:
         return
-    import resource
-
     for name, soft, hard in limits:
         number = getattr(resource, f"RLIMIT_{name.upper()}")
         try:
@@ -1206,10 +1245,11 @@ def main() -> None:
     A RUN's own pid namespace is inside it. setns(2) back to it between two forks needs no privilege outside.
     """
     libc.setsid()
-    # The builder may have been started by nohup or with signals blocked.
-    for number in {*range(1, 65)} - {SIGPIPE, SIGXFSZ}:
-        libc.signal(number, None)
+    _default_signals({*range(1, 65)} - {SIGPIPE, SIGXFSZ})
     libc.sigprocmask(SIG_SETMASK, bytes(128), None)
+    # From here on nothing is imported: after pivot_root the folders of sys.path would be those of the image.
+    sys.path.clear()
+    sys.meta_path.clear()
     unshare(CLONE_NEWPID)
     if os.fork() == 0:
         serve()
