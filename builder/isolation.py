@@ -160,8 +160,7 @@ def _tools() -> tuple[str, str] | None:
     """The paths of newuidmap and newgidmap."""
     found = []
     for name in ("newuidmap", "newgidmap"):
-        folders = [*os.environ.get("PATH", "").split(":"), "/usr/bin", "/bin", "/usr/local/bin"]
-        paths = (f"{folder}/{name}" for folder in folders if folder)
+        paths = (f"{folder}/{name}" for folder in (*os.get_exec_path(), "/usr/bin", "/bin") if folder)
         path = next((p for p in paths if os.access(p, os.X_OK)), None)
         if path is None:
             return None
