@@ -237,6 +237,7 @@ def buildkit(work: Path, base: Path) -> Builder | None:
         process.terminate()
         process.wait()
         Path(socket).unlink(missing_ok=True)
+        unmount(folder)
 
     deadline = time.monotonic() + 60
     while subprocess.run([client, "version"], check=False, capture_output=True, env={**os.environ, **env}).returncode:

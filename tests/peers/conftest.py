@@ -32,8 +32,10 @@ def as_root() -> None:
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pybuild")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("pybuild")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +76,8 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
     log = (folder / "log").open("w")
     process = subprocess.Popen(
         [
-            daemon, "--host", f"unix://{socket}", "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec"),
+            daemon, "--host", f"unix://{socket}", "--data-root", str(folder / "data"),
+            "--exec-root", str(folder / "exec"),
             "--pidfile", str(folder / "pid"), "--config-file", str(folder / "daemon.json"),
             "--bridge=none", "--iptables=false", "--ip6tables=false",
         ],
@@ -97,7 +100,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
             process.wait()
         log.close()
         socket.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        unmount(folder)
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +112,8 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
     yield Tool(
         (
             program("podman"), "--root", str(folder / "root"), "--runroot", str(folder / "run"),
-            "--tmpdir", str(folder / "tmp"), "--cgroup-manager", "cgroupfs", "--events-backend", "none", *runtime,
+            "--tmpdir", str(folder / "tmp"), "--storage-driver", "overlay", "--cgroup-manager", "cgroupfs",
+            "--events-backend", "none", *runtime,
         )
     )  # fmt: skip
     unmount(folder)
@@ -119,7 +123,17 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
 def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
     as_root()
     folder = tmp_path_factory.mktemp("buildah")
-    yield Tool((program("buildah"), "--root", str(folder / "root"), "--runroot", str(folder / "run")))
+    yield Tool(
+        (
+            program("buildah"),
+            "--root",
+            str(folder / "root"),
+            "--runroot",
+            str(folder / "run"),
+            "--storage-driver",
+            "overlay",
+        )
+    )
     unmount(folder)
 
 

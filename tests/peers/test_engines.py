@@ -44,6 +44,7 @@ def answer(engine: Tool, image: str) -> dict[str, str]:
                 assert time.monotonic() < deadline, engine.run("logs", container).stderr
                 time.sleep(0.1)
     finally:
+        engine.run("kill", container)  # a stop would wait for a service that, as pid 1, ignores SIGTERM
         engine.run("rm", "--force", container)
 
 

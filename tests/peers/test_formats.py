@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conformance import compare
-from tests.peers.tools import Tool
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.peers.tools import Tool
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer]
 
