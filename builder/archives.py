@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
+
+from msgspec import Struct
 
 from cache.errors import CorruptError
 
@@ -35,8 +36,7 @@ class Named(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Struct, frozen=True):
     """The files below a folder."""
 
     root: Path
@@ -122,8 +122,7 @@ class _Stretch(io.RawIOBase):
 # ---------------------------------------------------------------- writing
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Struct, frozen=True):
     """One file to write: `data`, or what `open` gives, of exactly `size` bytes."""
 
     name: str

@@ -7,8 +7,10 @@ lines that are not empty count as many as the diff ids (image-spec config.md, `h
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from cache.oci import Digest, History, ImageConfig, Layer
 
@@ -21,8 +23,7 @@ COMMENT = "buildkit.dockerfile.v0"
 """The comment by which docker's tools know a line that a Dockerfile made."""
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(Struct, frozen=True):
     """One lowered instruction carried out.
 
     layer: None when it added nothing. created: in seconds since the epoch; None for an instruction that only changes

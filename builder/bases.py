@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from builder.archives import Archive, Folder
 from builder.assembly import rfc3339
@@ -64,8 +66,7 @@ _CHUNK = 1 << 20
 _MAX_INDEXES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class BaseImage:
+class BaseImage(Struct, frozen=True):
     """An image to start from, its layers in the store.
 
     digest: of the manifest where the source has one, else of the config. name: how messages and history call it.

@@ -14,8 +14,8 @@ from builder import bases, handlers
 from builder.context import is_image, open_contexts
 from builder.engine import Engine, StageWork, Work
 from builder.errors import BuildError, raise_all
-from builder.fetch import Fetcher
 from builder.events import BuildFinished, BuildPlanned, Warned
+from builder.fetch import Fetcher
 from builder.handlers import files
 from builder.model import BuildResult, FileStep, Origin, Supplies
 from builder.plan import plan, with_triggers
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from builder.context import Contexts
     from builder.engine import Ground
     from builder.events import Reporter
-    from builder.model import BuildRequest, ImageResult, Plan, StagePlan, StageState
+    from builder.model import BuildRequest, ImageResult, Plan, StageState
     from cache.oci import Platform
     from cache.store import Store
 

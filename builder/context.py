@@ -19,9 +19,11 @@ import stat
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from builder.errors import BuildError
 from cache.entries import Entry, Files, Kind
@@ -119,8 +121,7 @@ class View(ABC):
         return below(root, b"/".join(done))
 
 
-@dataclass(frozen=True, slots=True)
-class PinnedContent:
+class PinnedContent(Struct, frozen=True):
     """A context's file, to be read as it was when the context was listed: a file that changed since is an error."""
 
     path: bytes
@@ -343,8 +344,7 @@ def _unreadable(path: bytes, error: OSError, ignore_name: str = ".dockerignore")
 # ---------------------------------------------------------------- archives as contexts
 
 
-@dataclass(frozen=True, slots=True)
-class _Stretch:
+class _Stretch(Struct, frozen=True):
     """Some bytes of a temporary file, which lives as long as `holder`."""
 
     holder: BinaryIO
@@ -503,8 +503,7 @@ def open_contexts(
         raise
 
 
-@dataclass(slots=True)
-class _Door:
+class _Door(Struct):
     stdin: BinaryIO
     digests: Digests | None
     fetcher: Fetcher | None

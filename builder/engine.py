@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct, field
 
 from builder.assembly import Made, assemble
 from builder.errors import BuildError, CancelledError
@@ -62,8 +63,7 @@ class Ground(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class StageWork:
+class StageWork(Struct, frozen=True):
     """A stage with all its instructions lowered: triggers of the base first, then its own."""
 
     plan: StagePlan
@@ -82,8 +82,7 @@ class StageWork:
         return 1 + sum(lowered.step is not None for lowered in self.lowered)
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(Struct, frozen=True):
     """All that is carried out, and what it draws on.
 
     stages: in the plan's order. images: those that FROM, COPY --from and mounts name, by that name. labels: of the
@@ -101,8 +100,7 @@ class Work:
     supplies: Supplies = field(default_factory=Supplies)
 
 
-@dataclass(slots=True)
-class StageRun:
+class StageRun(Struct):
     """A stage while it is built. `done` is set when it ended, one way or the other.
 
     base: the config it stands on. dirty: some step was not in the cache. parent: the last intermediate image.

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from builder.model import BuildResult, Finding, Plan
 
 
-@dataclass(frozen=True, slots=True)
-class BuildPlanned:
+class BuildPlanned(Struct, frozen=True):
     """The plan is made. totals: per stage index, how many steps progress will count (`[2/5]`)."""
 
     plan: Plan
     totals: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TierChosen:
+class TierChosen(Struct, frozen=True):
     """Where RUNs will run. tier: privileged, rootless, ...; reason: why this one and not a better one."""
 
     tier: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class StepStarted:
+class StepStarted(Struct, frozen=True):
     """Step `number` of `total` of a stage begins. `step` identifies it in later events; number 1 is FROM."""
 
     step: int
@@ -38,16 +36,14 @@ class StepStarted:
     line: int
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
+class StepOutput(Struct, frozen=True):
     """Bytes that the step's command wrote, as they came, in any cut."""
 
     step: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class StepFinished:
+class StepFinished(Struct, frozen=True):
     """The step is done. size: uncompressed bytes it added; files: entries in its layer; reason: why it was not cached."""
 
     step: int
@@ -58,30 +54,26 @@ class StepFinished:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StepFailed:
+class StepFailed(Struct, frozen=True):
     """The step ended the build; the error itself is raised, and rendered once, by the CLI."""
 
     step: int
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Warned:
+class Warned(Struct, frozen=True):
     """A finding to show."""
 
     finding: Finding
 
 
-@dataclass(frozen=True, slots=True)
-class ExportStarted:
+class ExportStarted(Struct, frozen=True):
     """An output is being written. what: such as `oci archive app.tar`."""
 
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class ExportFinished:
+class ExportFinished(Struct, frozen=True):
     """An output is written. size: bytes, 0 when not known."""
 
     what: str
@@ -89,8 +81,7 @@ class ExportFinished:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class BuildFinished:
+class BuildFinished(Struct, frozen=True):
     """The build is done and its names are set."""
 
     result: BuildResult

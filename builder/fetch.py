@@ -19,9 +19,11 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from builder.context import Directory
 from builder.errors import BuildError, UnsupportedError
@@ -41,8 +43,7 @@ _TIMEOUT = 60.0
 _MOST_REDIRECTS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Download:
+class Download(Struct, frozen=True):
     """A body that was fetched. modified: the server's Last-Modified in seconds, 0 without. name: as the URL has it."""
 
     path: Path
@@ -65,8 +66,7 @@ class Download:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class GitRef:
+class GitRef(Struct, frozen=True):
     """A repository and what of it: https://docs.docker.com/build/concepts/context/#git-repositories.
 
     remote: what git is given. ref: a branch, a tag, a full ref or a commit; empty for the default branch. checksum: the

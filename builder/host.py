@@ -15,8 +15,9 @@ import json
 import os
 import stat
 import struct
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from builder.errors import UnsupportedError
 from cache.entries import BytesContent, Entry, FileContent, Kind
@@ -157,8 +158,7 @@ def _entries(collected: dict[bytes, Entry], newest: int) -> Iterator[Entry]:
     yield from (made[name] for name in sorted(made))
 
 
-@dataclass(slots=True)
-class _Collection:
+class _Collection(Struct):
     """Paths of the host that were found to be needed. An entry's `device` holds its inode here."""
 
     entries: dict[bytes, Entry] = field(default_factory=dict)
@@ -244,8 +244,7 @@ class _Collection:
         return at
 
 
-@dataclass(frozen=True, slots=True)
-class _Elf:
+class _Elf(Struct, frozen=True):
     """What the dynamic linker reads of a program or library: https://refspecs.linuxfoundation.org/elf/gabi4+/ch5.dynamic.html."""
 
     machine: int
@@ -307,8 +306,7 @@ _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NEEDED, _DT_STRTAB, _DT_STRSZ, _DT_RPATH, _DT_RUNPATH = 1, 5, 10, 15, 29
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
+class _Segment(Struct, frozen=True):
     kind: int
     offset: int
     address: int

@@ -7,8 +7,9 @@ which the kernel refuses as soon as there is a second thread, so that it comes b
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from builder.errors import UnsupportedError
 
@@ -21,8 +22,7 @@ NAMESPACES = ("privileged", "rootless", "rootless-single")
 FILES_ONLY = "hardened"
 
 
-@dataclass(frozen=True, slots=True)
-class Isolation:
+class Isolation(Struct, frozen=True):
     """A chosen tier. reason: why this one and no better one. hint: what would give a better one, or empty.
 
     userns: this process is in a user namespace, where overlayfs keeps its marks in `user.overlay.*`.

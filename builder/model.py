@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from cache.oci import Descriptor, Digest, ImageConfig, Layer, Platform, RuntimeConfig
 
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------- asked
 
 
-@dataclass(frozen=True, slots=True)
-class OutputSpec:
+class OutputSpec(Struct, frozen=True):
     """One `--output`. type: oci, docker, local, tar or cacheonly. dest: a path, `-` for standard output, or empty."""
 
     type: str
@@ -27,13 +28,12 @@ class OutputSpec:
     attributes: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SecretSource:
+class SecretSource(Struct, frozen=True):
     """One `--secret`: where the value lies. Exactly one of `path` and `value` is set."""
 
     id: str
     path: Path | None = None
-    value: bytes | None = field(default=None, repr=False)
+    value: bytes | None = None
 
     def read(self) -> bytes:
         """The value. OSError when its file can not be read."""
@@ -43,9 +43,12 @@ class SecretSource:
             raise FileNotFoundError(self.id)
         return self.path.read_bytes()
 
+    def __repr__(self) -> str:
+        # A value must not get into a message or a log by way of a repr.
+        return f"SecretSource({self.id!r})"
 
-@dataclass(frozen=True, slots=True)
-class SshSource:
+
+class SshSource(Struct, frozen=True):
     """One `--ssh`: the agent's socket, or key files to serve."""
 
     id: str
@@ -53,8 +56,7 @@ class SshSource:
     keys: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunOptions(Struct, frozen=True):
     """What the command line says for every RUN.
 
     hosts: (name, address). ulimits: (name, soft, hard). allow: entitlements.
@@ -68,8 +70,7 @@ class RunOptions:
     hostname: str = "buildkitsandbox"
 
 
-@dataclass(frozen=True, slots=True)
-class Supplies:
+class Supplies(Struct, frozen=True):
     """What the user gave for all RUNs of a build."""
 
     options: RunOptions = RunOptions()
@@ -77,8 +78,7 @@ class Supplies:
     ssh: tuple[SshSource, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class BuildRequest:
+class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
     context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
@@ -104,8 +104,7 @@ class BuildRequest:
 # ---------------------------------------------------------------- planned
 
 
-@dataclass(frozen=True, slots=True)
-class StageBase:
+class StageBase(Struct, frozen=True):
     """FROM's first step, a fresh image or another stage, resolved: exactly one of the three is set.
 
     image: a reference as written, or `scratch`. stage: the index of an earlier stage. context: the name of the named
@@ -119,8 +118,7 @@ class StageBase:
     platform: Platform | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StagePlan:
+class StagePlan(Struct, frozen=True):
     """One stage that has to be built. `needs` are the indexes of the stages whose files or config it uses.
 
     triggers: the ONBUILD instructions of the base, which run first. trigger_sources: the texts that they were parsed
@@ -146,8 +144,7 @@ class StagePlan:
         return () if self.replaced else (*self.triggers, *self.stage.instructions)
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Struct, frozen=True):
     """What lowering one stage's instructions needs to know, besides the state so far.
 
     stage: the stage's index. names: stage name (lower-case) and index; of two stages of one name, the last. titles:
@@ -174,8 +171,7 @@ class Scope:
         return replace(self, source=source, escape="\\")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """The stages to build, in an order in which each one's needs come first, and those that nothing needs.
 
     target: the index of the stage asked for. scopes: one for each stage of the file, used or not, by index. platform:
@@ -200,8 +196,7 @@ class Plan:
         return self.scopes[stage]
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """A warning about the build file. rule: BuildKit's name of the check where there is one."""
 
     rule: str
@@ -214,8 +209,7 @@ class Finding:
 # ---------------------------------------------------------------- lowered
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Where a COPY, ADD or bind mount takes files from: exactly one of the three.
 
     context: a build context's name, empty for the main one. stage: an earlier stage's index. image: a reference.
@@ -229,24 +223,21 @@ class Origin:
 CONTEXT = Origin(context="")
 
 
-@dataclass(frozen=True, slots=True)
-class PathSource:
+class PathSource(Struct, frozen=True):
     """A path or pattern in the step's origin, expanded, as written. `span` is for messages."""
 
     pattern: str
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
-class InlineSource:
+class InlineSource(Struct, frozen=True):
     """A here-document: a regular file of this name and content."""
 
     name: str
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class UrlSource:
+class UrlSource(Struct, frozen=True):
     """ADD of an http(s) URL. checksum: `sha256:...` or empty."""
 
     url: str
@@ -254,8 +245,7 @@ class UrlSource:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
-class GitSource:
+class GitSource(Struct, frozen=True):
     """ADD of a git repository. checksum: a commit's prefix, or empty."""
 
     url: str
@@ -267,8 +257,7 @@ class GitSource:
 FileSource = PathSource | InlineSource | UrlSource | GitSource
 
 
-@dataclass(frozen=True, slots=True)
-class FileStep:
+class FileStep(Struct, frozen=True):
     """COPY, ADD, or WORKDIR's mkdir: `sources` to `destination`.
 
     destination: absolute, expanded, cleaned; `into` says that it ended in a slash (or `.`), so it names a directory. No
@@ -289,8 +278,7 @@ class FileStep:
     unpack: bool | None = False
 
 
-@dataclass(frozen=True, slots=True)
-class BindMount:
+class BindMount(Struct, frozen=True):
     """`--mount=type=bind`. source: a path in the origin. Writes to a writable one are discarded after the RUN."""
 
     target: str
@@ -300,8 +288,7 @@ class BindMount:
     span: Span | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CacheMount:
+class CacheMount(Struct, frozen=True):
     """`--mount=type=cache`. sharing: shared, private or locked. `origin`/`source`: initial content, or None."""
 
     target: str
@@ -315,16 +302,14 @@ class CacheMount:
     readonly: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TmpfsMount:
+class TmpfsMount(Struct, frozen=True):
     """`--mount=type=tmpfs`. size: bytes, 0 for the kernel's default."""
 
     target: str
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class SecretMount:
+class SecretMount(Struct, frozen=True):
     """`--mount=type=secret`. target empty: no file. env empty: no variable."""
 
     id: str
@@ -337,8 +322,7 @@ class SecretMount:
     span: Span | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SshMount:
+class SshMount(Struct, frozen=True):
     """`--mount=type=ssh`. Sets SSH_AUTH_SOCK to the target."""
 
     id: str
@@ -353,8 +337,7 @@ class SshMount:
 Mount = BindMount | CacheMount | TmpfsMount | SecretMount | SshMount
 
 
-@dataclass(frozen=True, slots=True)
-class RunStep:
+class RunStep(Struct, frozen=True):
     """RUN: a command in the stage's root file system.
 
     argv: what is executed, SHELL included. env: `NAME=value`, image variables and visible ARGs, in order. user: as USER
@@ -377,8 +360,7 @@ class RunStep:
 Step = FileStep | RunStep
 
 
-@dataclass(frozen=True, slots=True)
-class StageState:
+class StageState(Struct, frozen=True):
     """What the instructions so far amount to, apart from the files.
 
     config: as the image will have it. platform: the one that the image will bear. args: the ARGs declared so far in
@@ -395,8 +377,7 @@ class StageState:
     workdir_set: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Lowered:
+class Lowered(Struct, frozen=True):
     """One instruction, lowered: the state after it, at most one step, and its line of history.
 
     created_by: the history line, empty for none. title: the progress line, such as `COPY . /app`. findings: warnings
@@ -412,14 +393,16 @@ class Lowered:
     title: str = ""
     findings: tuple[Finding, ...] = ()
     source: Source | None = None
-    secrets: frozenset[str] = field(default=frozenset(), repr=False)
+    secrets: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"Lowered({self.title!r})"
 
 
 # ---------------------------------------------------------------- made
 
 
-@dataclass(frozen=True, slots=True)
-class ImageResult:
+class ImageResult(Struct, frozen=True):
     """A finished image: its config, layers and blobs, all of them in the store."""
 
     id: Digest
@@ -428,8 +411,7 @@ class ImageResult:
     manifest: Descriptor
 
 
-@dataclass(frozen=True, slots=True)
-class BuildResult:
+class BuildResult(Struct, frozen=True):
     """What a build made. names: the full references that point at the image now."""
 
     image: ImageResult

@@ -7,8 +7,9 @@ COPY may name a stage by its number, and, beyond what BuildKit allows, by global
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from builder.errors import BuildError
 from builder.model import CONTEXT, Origin, Scope
@@ -26,8 +27,7 @@ _NUMBER = re.compile(r"[+-]?\d+")
 _PLAIN = re.compile(r"[^$'\"\\`]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(Struct, frozen=True):
     """A name that an instruction takes files from. mount: the target of the mount that does, None for a COPY."""
 
     name: str

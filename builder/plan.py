@@ -7,8 +7,10 @@ need is left out. Meaning follows BuildKit's, down to which mistakes of an unuse
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from builder.errors import BuildError, raise_all
 from builder.model import CONTEXT, Finding, GitSource, Origin, Plan, Scope, StageBase, StagePlan, UrlSource
@@ -360,8 +362,7 @@ def _target(target: str, stages: Sequence[Stage], scope: Scope) -> int:
 # ---------------------------------------------------------------- edges
 
 
-@dataclass(frozen=True, slots=True)
-class _Edge:
+class _Edge(Struct, frozen=True):
     use: Use
     stage: int
 

@@ -215,29 +215,35 @@ def try_overlay(folder: str, userxattr: bool) -> OSError | None:
     Makes and removes a folder in it. The mount is attached nowhere. Needs the right to mount.
     """
     name = f"{folder}/overlay.{os.getpid()}.{os.urandom(4).hex()}"
-    parts = [name] + [f"{name}/{part}" for part in ("lower", "upper", "work")]
     fds = []
     try:
-        for part in parts:
-            os.mkdir(part, 0o700)
-            fds.append(os.open(part, os.O_PATH | os.O_CLOEXEC))
-        options = _overlay_options(userxattr, fds[2], fds[3])
-        os.close(filesystem("overlay", [("lowerdir", f"/proc/self/fd/{fds[1]}"), *options]))
+        os.mkdir(name, 0o700)
+    except OSError as error:
+        return error
+    try:
+        for part in ("lower", "upper", "work"):
+            os.mkdir(f"{name}/{part}", 0o700)
+            fds.append(_open_path(f"{name}/{part}"))
+        options = _overlay_options(userxattr, fds[1], fds[2])
+        os.close(filesystem("overlay", [("lowerdir", f"/proc/self/fd/{fds[0]}"), *options]))
     except OSError as error:
         return error
     finally:
         for fd in fds:
             os.close(fd)
-        # overlayfs makes work/work, and beside it a mark that a volatile overlay was here.
-        for part in (
-            *(f"{name}/work/{p}" for p in ("work/incompat/volatile", "work/incompat", "work")),
-            *reversed(parts),
-        ):
-            try:
-                os.rmdir(part)
-            except OSError:
-                continue
+        _remove(name)
     return None
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder of ours, and in it what overlayfs made: directories in directories, one file."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _remove(entry.path)
+            else:
+                os.unlink(entry.path)
+    os.rmdir(folder)
 
 
 Ranges = tuple[tuple[int, int], ...]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import codecs
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TextIO
+
+from msgspec import Struct, field
 
 from builder.events import (
     BuildFinished,
@@ -273,8 +274,7 @@ class _Lines:
             self._rest = ""
 
 
-@dataclass(slots=True)
-class _StepView:
+class _StepView(Struct):
     """A step that is running, as the displays know it."""
 
     number: int

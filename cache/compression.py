@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, Self, cast
+
+from msgspec import Struct
 
 from cache.errors import CorruptError, StoreError
 from cache.oci import LAYER, LAYER_GZIP
@@ -41,8 +42,7 @@ class Compressor(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Compression:
+class Compression(Struct, frozen=True):
     """How a layer is written. level: 0 to 3 of igzip, for gzip only.
 
     The same bytes give the same blob on machines of one kind; another processor may get other blobs from igzip, with

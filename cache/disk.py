@@ -18,10 +18,12 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import re
 import stat
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from cache.contents import chunks
 from cache.entries import Entry, FileContent, Kind
@@ -116,6 +118,8 @@ def attributes(path: bytes | int) -> tuple[tuple[tuple[str, bytes], ...], dict[s
     return tuple(sorted(found)), marks
 
 
+_MARK = re.compile(rb"(\d{1,10}):(\d{1,10}):([0-7]{1,4})(?::([cb]):(\d{1,10}):(\d{1,10}))?")
+
 _KINDS = {
     stat.S_IFREG: Kind.FILE,
     stat.S_IFDIR: Kind.DIRECTORY,
@@ -136,17 +140,15 @@ def entry_of(path: bytes, full: bytes, status: os.stat_result) -> tuple[Entry, d
     device = (0, 0)
     if kind in {Kind.CHARACTER, Kind.BLOCK}:
         device = (os.major(status.st_rdev), os.minor(status.st_rdev))
-    if OWNER in marks:
-        with suppress(ValueError):
-            fields = marks[OWNER].decode("ascii").split(":")
-            uid, gid, wanted = int(fields[0]), int(fields[1]), int(fields[2], 8)
-            # Set-id bits get lost where a file's group is not the process's; any other difference is a later chmod.
-            if wanted & 0o1777 == mode & 0o1777:
-                mode = wanted
-            if len(fields) == 6 and kind is Kind.FILE and not status.st_size:
-                kind = Kind.CHARACTER if fields[3] == "c" else Kind.BLOCK
-                device = (int(fields[4]), int(fields[5]))
-                mode = wanted
+    if OWNER in marks and (mark := _MARK.fullmatch(marks[OWNER])):
+        uid, gid, wanted = int(mark[1]), int(mark[2]), int(mark[3], 8)
+        # Set-id bits get lost where a file's group is not the process's; any other difference is a later chmod.
+        if wanted & 0o1777 == mode & 0o1777:
+            mode = wanted
+        if mark[4] and kind is Kind.FILE and not status.st_size:
+            kind = Kind.CHARACTER if mark[4] == b"c" else Kind.BLOCK
+            device = (int(mark[5]), int(mark[6]))
+            mode = wanted
     return (
         Entry(
             path,
@@ -240,7 +242,7 @@ class _Extraction:
             else:
                 raise CorruptError(f"the root directory is a {entry.kind.value} in a layer")
             return
-        if name in {b"", b".", b".."} or b"\0" in path:
+        if name in {b"", b".", b".."} or path.startswith(b"/") or b"\0" in path:
             raise _outside(path)
         file = self._files[-1] if parent == self._parent else self._enter(parent)
         if entry.kind is Kind.FILE:
@@ -350,7 +352,9 @@ class _Extraction:
             self._leave_to(path.count(b"/"))
         status = os.stat(name, dir_fd=file, follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
-            _remove(file, name, file)
+            deep = [name]
+            for each in deep:
+                _remove(file, each, file, deep)
             for known in [each for each in self._directories if each == path or each.startswith(path + b"/")]:
                 del self._directories[known]
             if self._made is not None:
@@ -678,18 +682,19 @@ def remove_tree(path: Path | str) -> None:
         folder = os.open(parent or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
+    deep = [os.fsencode(name)]
     try:
-        _remove(folder, os.fsencode(name), folder)
-    except FileNotFoundError:
-        pass
+        for each in deep:
+            with suppress(FileNotFoundError):
+                _remove(folder, each, folder, deep)
     except OSError as error:
         raise StoreError(f"can not remove {path}: {error.strerror}") from error
     finally:
         os.close(folder)
 
 
-def _remove(parent: int, name: bytes, top: int, depth: int = 0) -> None:
-    """Remove `name` of `parent`. Directories that lie too deep are moved to `top` and removed from there."""
+def _remove(parent: int, name: bytes, top: int, deep: list[bytes], depth: int = 0) -> None:
+    """Remove `name` of `parent`. Directories that lie too deep are moved to `top`, under names that `deep` gets."""
     try:
         os.unlink(name, dir_fd=parent)
         return
@@ -704,13 +709,13 @@ def _remove(parent: int, name: bytes, top: int, depth: int = 0) -> None:
     if depth >= _DEPTH:
         moved = b".deep-" + os.urandom(8).hex().encode()
         os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=top)
-        _remove(top, moved, top)
+        deep.append(moved)
         return
     file = os.open(name, _DIRECTORY, dir_fd=parent)
     try:
         for inner in os.listdir(file):
             with suppress(FileNotFoundError):
-                _remove(file, os.fsencode(inner), top, depth + 1)
+                _remove(file, os.fsencode(inner), top, deep, depth + 1)
     finally:
         os.close(file)
     os.rmdir(name, dir_fd=parent)

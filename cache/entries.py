@@ -8,8 +8,9 @@ from __future__ import annotations
 import enum
 import io
 import os
-from dataclasses import dataclass
 from typing import BinaryIO, Protocol
+
+from msgspec import Struct
 
 
 class Kind(enum.Enum):
@@ -38,8 +39,7 @@ class Content(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class FileContent:
+class FileContent(Struct, frozen=True):
     """The bytes of a file on this machine's disk. `path` is opened without following a final symlink."""
 
     path: bytes
@@ -49,8 +49,7 @@ class FileContent:
         return os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0)
 
 
-@dataclass(frozen=True, slots=True)
-class BytesContent:
+class BytesContent(Struct, frozen=True):
     """Bytes held in memory: heredocs and other small, made files."""
 
     data: bytes
@@ -60,8 +59,7 @@ class BytesContent:
         return io.BytesIO(self.data)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One path of a layer or a tree, with its true owner and mode, whatever the disk below could hold.
 
     path: bytes without a leading or trailing slash and without `.` and `..`; empty for the root directory itself.

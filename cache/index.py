@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from cache.oci import Descriptor, Digest, Layer
 
@@ -45,8 +46,7 @@ def key(parts: Iterable[Part], *, hidden: Iterable[bytes] = ()) -> str:
     return state.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """What a step gave.
 
     layer: None when it changed nothing. size: bytes of content, uncompressed. files: how many entries. created: when,
@@ -61,8 +61,7 @@ class Record:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """A part that is not as it was. before, after: its values; None where there is no such part."""
 
     name: str

@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field, replace
 from typing import Any, NewType
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from cache.errors import CorruptError
 
@@ -65,8 +67,7 @@ def canonical(document: object) -> bytes:
         return re.sub("[\ud800-\udfff]", "\ufffd", text).encode()
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
+class Platform(Struct, frozen=True):
     """os/architecture[/variant] in Go's words: https://go.dev/doc/install/source#environment."""
 
     os: str = "linux"
@@ -90,8 +91,7 @@ def host_platform() -> Platform:
     return Platform("linux", architecture, variant)
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(Struct, frozen=True):
     """A reference to a blob: https://github.com/opencontainers/image-spec/blob/main/descriptor.md."""
 
     media_type: str
@@ -139,8 +139,7 @@ class Descriptor:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Struct, frozen=True):
     """A layer as an image holds it: the digest of its tar, and the blob that carries it."""
 
     diff_id: Digest
@@ -160,8 +159,7 @@ def chain_ids(diff_ids: tuple[Digest, ...]) -> tuple[Digest, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """https://github.com/opencontainers/image-spec/blob/main/manifest.md."""
 
     config: Descriptor
@@ -193,8 +191,7 @@ class Manifest:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(Struct, frozen=True):
     """https://github.com/opencontainers/image-spec/blob/main/image-index.md."""
 
     manifests: tuple[Descriptor, ...]
@@ -221,8 +218,7 @@ class Index:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Healthcheck:
+class Healthcheck(Struct, frozen=True):
     """Docker's health check. `test` starts with NONE, CMD or CMD-SHELL; times are in nanoseconds, 0 is the default."""
 
     test: tuple[str, ...] = ()
@@ -233,8 +229,7 @@ class Healthcheck:
     retries: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RuntimeConfig:
+class RuntimeConfig(Struct, frozen=True):
     """The `config` part of an image config: how a container of the image starts.
 
     env: `NAME=value` in order. entrypoint, cmd and shell: None where unset. other: keys that pybuild does not know, as
@@ -325,8 +320,7 @@ _RUNTIME_KEYS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(Struct, frozen=True):
     """One line of an image's history. `created` is RFC 3339 or empty."""
 
     created_by: str = ""
@@ -352,8 +346,7 @@ class History:
         return document
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(Struct, frozen=True):
     """An image config: https://github.com/opencontainers/image-spec/blob/main/config.md."""
 
     platform: Platform = field(default_factory=Platform)

@@ -16,8 +16,9 @@ import re
 import stat
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
 
 from cache.errors import InUseError, StoreError
 from cache.reference import familiar_name
@@ -55,8 +56,7 @@ _BELOW = """
 """An image and all that are built on it or copied from it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(Struct, frozen=True):
     """What a prune did. deleted: lines as `Store.remove` gives them. bytes: taken off the disk."""
 
     deleted: tuple[str, ...]

@@ -7,7 +7,8 @@ https://github.com/distribution/reference defines the grammar: a first part with
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from cache.errors import StoreError
 
@@ -24,8 +25,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(Struct, frozen=True):
     """A parsed image reference. registry and repository are never empty; tag, digest or both may be."""
 
     registry: str

@@ -21,9 +21,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from cache.contents import chunks
 from cache.disk import OWNER, Dialect, apply, attributes, entry_of, remove_tree
@@ -53,8 +55,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class OverlayRoot:
+class OverlayRoot(Struct, frozen=True):
     """A union of directories. base: the folder that the relative `lowers` (topmost first) are in.
 
     upper: where writes go; work: overlayfs's own, an empty folder of the same file system. userxattr: mount with
@@ -69,8 +70,7 @@ class OverlayRoot:
     userxattr: bool
 
 
-@dataclass(frozen=True, slots=True)
-class DirectoryRoot:
+class DirectoryRoot(Struct, frozen=True):
     """A root file system that is simply a directory."""
 
     path: Path
@@ -266,8 +266,7 @@ class OverlaySnapshots:
         _rename(place.content, self._directory(chains[place.number]))
 
 
-@dataclass(slots=True)
-class _LaidOut:
+class _LaidOut(Struct):
     """A layer in a temporary directory. number: its place in the chain. has_root: it has an entry for the root."""
 
     number: int
@@ -323,7 +322,7 @@ class _OverlayWorking(Working):
         base = os.fsencode(self._root.base)
         below = [os.path.join(base, os.fsencode(lower)) for lower in self._root.lowers]
         self._sockets = []
-        return _Upper(os.fsencode(self._root.upper), below, self._dialect, self._sockets).changes()
+        return read_upper(os.fsencode(self._root.upper), below, self._dialect, self._sockets)
 
     def commit(self, written: Written) -> None:
         # A socket is nothing that the next RUN would find had the layer been pulled.
@@ -337,6 +336,16 @@ class _OverlayWorking(Working):
         temporary, self._temporary = self._temporary, ""
         if temporary:
             remove_tree(temporary)
+
+
+def read_upper(
+    upper: bytes, lowers: list[bytes], dialect: Dialect, sockets: list[bytes] | None = None
+) -> Iterator[Entry]:
+    """What an overlay's upper directory says on top of the lowers, topmost first: see `Working.changes`.
+
+    sockets: gets the paths of those that were left out.
+    """
+    return _Upper(upper, lowers, dialect, [] if sockets is None else sockets).changes()
 
 
 class _Upper:
@@ -635,8 +644,7 @@ class WorkingCopySnapshots:
                 apply(entries, Path(copy.root), Dialect.PLAIN, Tree(self._store, layers[:number]))
 
 
-@dataclass(slots=True)
-class _Copy:
+class _Copy(Struct):
     """A working copy on disk, and what a scan of it saw."""
 
     temporary: str

@@ -29,8 +29,10 @@ import os
 import re
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from cache.database import Database
 from cache.errors import CorruptError, NotFoundError, StoreError
@@ -74,8 +76,7 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _FOLDERS = ("blobs/sha256", "snapshots", "listings", "mounts", "leases", "tmp")
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(Struct, frozen=True):
     """An image of the store at the time of asking.
 
     id: the digest of its config. names: familiar spellings, sorted. created: RFC 3339, or empty. size: of its layers'

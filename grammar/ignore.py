@@ -16,10 +16,11 @@ are Go's filepath.Match alone: `glob_match`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from posixpath import normpath
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from grammar.source import DockerfileError, Source
 from grammar.words import BLANKS
@@ -37,8 +38,7 @@ class PatternError(ValueError):
         self.offset = offset
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One pattern. line: its number from 1; text: as written; pattern: cleaned, without the `!` of `negated`."""
 
     line: int

@@ -6,15 +6,15 @@ lowering knows. Reference: https://docs.docker.com/reference/dockerfile/
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from grammar.source import Source, Span
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(Struct, frozen=True):
     """One argument as written, unexpanded.
 
     The value of a flag has lost its quotes and escapes already: BuildKit takes them off before it expands the value. A
@@ -25,8 +25,7 @@ class Word:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(Struct, frozen=True):
     """`name=value` of ENV, LABEL or ARG, as written. `value` is None for an ARG without default."""
 
     name: str
@@ -34,8 +33,7 @@ class Pair:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
-class Heredoc:
+class Heredoc(Struct, frozen=True):
     """A here-document: `<<NAME`, its body, and how it was asked for.
 
     expand: the delimiter was not quoted, so variables in the body are expanded (COPY and ADD; a RUN leaves that to its
@@ -52,15 +50,13 @@ class Heredoc:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
-class ShellForm:
+class ShellForm(Struct, frozen=True):
     """A command for the stage's SHELL, as written, continuations joined."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ExecForm:
+class ExecForm(Struct, frozen=True):
     """A command as a JSON array of strings."""
 
     argv: tuple[str, ...]
@@ -69,8 +65,7 @@ class ExecForm:
 Command = ShellForm | ExecForm
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instruction:
+class Instruction(Struct, frozen=True, kw_only=True):
     """What every instruction has.
 
     span: from the keyword to the last character, heredoc bodies included. text: the logical line, continuations
@@ -86,8 +81,7 @@ class Instruction:
     empty_continuations: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class From(Instruction):
+class From(Instruction, frozen=True, kw_only=True):
     """FROM [--platform=P] IMAGE [AS NAME]. `name` is lower-cased; `name_as_written` is not; `as_word` is AS or as."""
 
     image: Word
@@ -97,31 +91,27 @@ class From(Instruction):
     as_word: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arg(Instruction):
+class Arg(Instruction, frozen=True, kw_only=True):
     """ARG NAME[=DEFAULT] ..."""
 
     pairs: tuple[Pair, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Env(Instruction):
+class Env(Instruction, frozen=True, kw_only=True):
     """ENV NAME=VALUE ... `legacy` is the form `ENV NAME VALUE`."""
 
     pairs: tuple[Pair, ...]
     legacy: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Label(Instruction):
+class Label(Instruction, frozen=True, kw_only=True):
     """LABEL KEY=VALUE ... Keys are kept as written, too: they may be quoted and hold variables."""
 
     pairs: tuple[Pair, ...]
     legacy: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run(Instruction):
+class Run(Instruction, frozen=True, kw_only=True):
     """RUN [--mount=...] [--network=...] [--security=...] COMMAND."""
 
     command: Command
@@ -131,8 +121,7 @@ class Run(Instruction):
     security: Word | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer(Instruction):
+class Transfer(Instruction, frozen=True, kw_only=True):
     """What COPY and ADD share. `sources` come in the order written; heredocs are their own sources, kept apart.
 
     json: the sources and the destination were given as a JSON array.
@@ -148,16 +137,14 @@ class Transfer(Instruction):
     excludes: tuple[Word, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Copy(Transfer):
+class Copy(Transfer, frozen=True, kw_only=True):
     """COPY [--from=...] [--parents] SOURCE ... DESTINATION."""
 
     from_: Word | None = None
     parents: Word | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Add(Transfer):
+class Add(Transfer, frozen=True, kw_only=True):
     """ADD [--checksum=...] [--keep-git-dir] [--unpack] SOURCE ... DESTINATION."""
 
     checksum: Word | None = None
@@ -165,22 +152,19 @@ class Add(Transfer):
     unpack: Word | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cmd(Instruction):
+class Cmd(Instruction, frozen=True, kw_only=True):
     """CMD COMMAND."""
 
     command: Command
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entrypoint(Instruction):
+class Entrypoint(Instruction, frozen=True, kw_only=True):
     """ENTRYPOINT COMMAND."""
 
     command: Command
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Healthcheck(Instruction):
+class Healthcheck(Instruction, frozen=True, kw_only=True):
     """HEALTHCHECK [--interval=...] ... CMD COMMAND, or HEALTHCHECK NONE (`command` is None then)."""
 
     command: Command | None
@@ -191,66 +175,57 @@ class Healthcheck(Instruction):
     retries: Word | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Onbuild(Instruction):
+class Onbuild(Instruction, frozen=True, kw_only=True):
     """ONBUILD INSTRUCTION. `trigger` is parsed already; `trigger_text` is what the image config stores."""
 
     trigger: Instruction
     trigger_text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shell(Instruction):
+class Shell(Instruction, frozen=True, kw_only=True):
     """SHELL ["program", "argument", ...]."""
 
     argv: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stopsignal(Instruction):
+class Stopsignal(Instruction, frozen=True, kw_only=True):
     """STOPSIGNAL SIGNAL."""
 
     signal: Word
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class User(Instruction):
+class User(Instruction, frozen=True, kw_only=True):
     """USER NAME[:GROUP]."""
 
     user: Word
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Volume(Instruction):
+class Volume(Instruction, frozen=True, kw_only=True):
     """VOLUME PATH ..., also as a JSON array."""
 
     paths: tuple[Word, ...]
     json: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workdir(Instruction):
+class Workdir(Instruction, frozen=True, kw_only=True):
     """WORKDIR PATH."""
 
     path: Word
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expose(Instruction):
+class Expose(Instruction, frozen=True, kw_only=True):
     """EXPOSE PORT[-PORT][/PROTOCOL] ..."""
 
     ports: tuple[Word, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Maintainer(Instruction):
+class Maintainer(Instruction, frozen=True, kw_only=True):
     """MAINTAINER NAME (deprecated)."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Struct, frozen=True):
     """One FROM and what follows it. `index` counts from 0."""
 
     index: int
@@ -263,8 +238,7 @@ class Stage:
         return self.from_.name
 
 
-@dataclass(frozen=True, slots=True)
-class Directives:
+class Directives(Struct, frozen=True):
     """The parser directives of the file's head: https://docs.docker.com/reference/dockerfile/#parser-directives."""
 
     syntax: str = ""
@@ -272,12 +246,11 @@ class Directives:
     check: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Dockerfile:
+class Dockerfile(Struct, frozen=True):
     """A parsed build file. `global_args` are the ARGs before the first FROM."""
 
     source: Source
     directives: Directives
     global_args: tuple[Arg, ...]
     stages: tuple[Stage, ...]
-    trailing_comments: tuple[str, ...] = field(default=())
+    trailing_comments: tuple[str, ...] = ()

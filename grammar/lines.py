@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct
 
 from grammar.instructions import Directives, Heredoc
 from grammar.source import DockerfileError, Source, Span
@@ -25,8 +26,7 @@ _LEADING_TABS: Final = re.compile(r"^\t+", re.MULTILINE)
 _QUOTES: Final = str.maketrans("", "", "'\"")
 
 
-@dataclass(frozen=True, slots=True)
-class LogicalLine:
+class LogicalLine(Struct, frozen=True):
     """One instruction's line: continuations joined, comments and blank lines gone.
 
     pieces: where in `text` each physical line begins, and the line and column that this is in the file. first, last:
@@ -55,20 +55,15 @@ class LogicalLine:
         return Span(line, column, end_line, end_column + 1)
 
 
-@dataclass(slots=True)
 class Scanner:
     """Reads one file from top to bottom. `errors` are those that do not keep the rest from being read."""
 
-    source: Source
-    directives: Directives = field(default_factory=Directives)
-    errors: list[DockerfileError] = field(default_factory=list)
-    _lines: list[str] = field(init=False)
-    _at: int = field(default=0, init=False)
-    _continuation: re.Pattern[str] = field(init=False)
-    _comments: list[str] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        """Read the directives at the head."""
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.directives = Directives()
+        self.errors: list[DockerfileError] = []
+        self._at = 0
+        self._comments: list[str] = []
         self._lines = self.source.text.removeprefix("\ufeff").split("\n")
         if self._lines[-1] == "":
             self._lines.pop()
@@ -237,8 +232,7 @@ class Scanner:
         return Span(number, len(text) - len(text.lstrip(BLANKS)) + 1, number, len(text.rstrip(BLANKS)) + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Redirection:
+class Redirection(Struct, frozen=True):
     """`[FD]<<[-]NAME`. raw: as written."""
 
     name: str

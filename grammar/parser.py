@@ -8,10 +8,11 @@ DockerfileErrors. Nothing here expands variables: what an expanded word must loo
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
+
+from msgspec import Struct, field
 
 from grammar.durations import nanoseconds
 from grammar.instructions import (
@@ -234,8 +235,7 @@ class _Common(TypedDict):
     empty_continuations: tuple[int, ...]
 
 
-@dataclass(slots=True)
-class _Statement:
+class _Statement(Struct):
     """One instruction while it is being read: its line, where its parts begin, and the grammar's terminals.
 
     start, arguments, end: offsets in the line's text of the keyword, of what is behind it, and of its end.
@@ -465,8 +465,7 @@ def _no_constant(text: str) -> object:
 # ---------------------------------------------------------------- flags
 
 
-@dataclass(slots=True)
-class _Flags:
+class _Flags(Struct):
     """The flags of one statement, checked; `one` and `many` hand out their values."""
 
     given: dict[str, list[Word]]

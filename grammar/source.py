@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """A half-open range of characters in one source, with what a reader needs to find it.
 
     Lines and columns count from 1; columns count characters, not bytes. `end_line` and `end_column` name the place
@@ -23,8 +22,7 @@ class Span:
         return Span(self.line, self.column, other.end_line, other.end_column)
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """The text of one build file. `name` is what messages call it, usually its path as the user gave it.
 
     The text is as in the file, line ends and byte order mark included: here-documents keep their carriage returns.

@@ -20,8 +20,9 @@ character.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,8 +48,7 @@ class WordError(ValueError):
         self.offset = offset
 
 
-@dataclass(frozen=True, slots=True)
-class Expansion:
+class Expansion(Struct, frozen=True):
     """A word, expanded. used: the names that had a value; missing: those that had none, in branches not taken too."""
 
     text: str

@@ -8,7 +8,7 @@ importing click would add 25 ms to each start, argparse 7 ms, this file none. He
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
@@ -23,8 +23,7 @@ class UsageError(Exception):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Struct, frozen=True):
     """One flag. name and short: without dashes. value: what the help calls its value; empty for a switch.
 
     many: may be given again. unsupported: why it can not be had, for a flag of docker's that must not be passed over
@@ -39,8 +38,7 @@ class Flag:
     unsupported: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(Struct, frozen=True):
     """What one command is called with. words: the fewest and the most arguments, -1 for any number."""
 
     name: str
@@ -51,8 +49,7 @@ class Command:
     notes: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(Struct, frozen=True):
     """A command line, read. values: what was given for each flag, in order; switches as `true` or `false`."""
 
     values: dict[str, list[str]]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TextIO
+
+from msgspec import Struct
 
 from builder.cli.flags import UsageError
 
@@ -16,8 +17,7 @@ ROOT = "PYBUILD_ROOT"
 DEBUG = "PYBUILD_DEBUG"
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(Struct, frozen=True):
     """The process's environment and streams, as values, so that a test can hand in others."""
 
     environ: Mapping[str, str]

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct
 
 from cache.snapshots import Root
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(Struct, frozen=True):
     """A path of the host shown at `target` in the root: a directory, a file or a socket.
 
     source: a host path, or a root (of a stage or an image) that is mounted read-only first; `inside` is then the path in
@@ -32,8 +32,7 @@ class Bind:
     inside: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Tmpfs:
+class Tmpfs(Struct, frozen=True):
     """A fresh tmpfs at `target`. size: bytes, 0 for the kernel's default."""
 
     target: str
@@ -41,8 +40,7 @@ class Tmpfs:
     mode: int = 0o1777
 
 
-@dataclass(frozen=True, slots=True)
-class RunSpec:
+class RunSpec(Struct, frozen=True):
     """One process to run in a root.
 
     argv: the program is looked up on the env's PATH inside the root when it has no slash. env: `NAME=value`. cwd: made

@@ -5,8 +5,9 @@ Lowering turns an instruction and the state so far into the next state and at mo
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from builder.errors import BuildError, raise_all
 from builder.handlers.base import (

@@ -6,8 +6,9 @@ Pure; the texts of history are BuildKit's, which prints Go values.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from builder.handlers import gotext
 from builder.handlers.base import with_shell

@@ -20,8 +20,10 @@ import contextlib
 import os
 import re
 import time
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from builder.context import ROOT, Directory, Unpacked, View, begins_tar, below, parts_of
 from builder.errors import BuildError
@@ -43,8 +45,7 @@ _EXECUTE = 0o111
 # ---------------------------------------------------------------- which files
 
 
-@dataclass(frozen=True, slots=True)
-class _Match:
+class _Match(Struct, frozen=True):
     """One path that a source stands for. name: as matched, its last part names the copy. entry: symlinks followed."""
 
     source: PathSource
@@ -54,8 +55,7 @@ class _Match:
     reach: Ignore | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Picked:
+class _Picked(Struct, frozen=True):
     """One entry of a match. rest: its path below it, empty for the match. implied: only there for what is below."""
 
     entry: Entry
@@ -351,8 +351,7 @@ def _fetcher(fetch: Fetcher | None, url: str) -> Fetcher:
 # ---------------------------------------------------------------- modes
 
 
-@dataclass(frozen=True, slots=True)
-class Mode:
+class Mode(Struct, frozen=True):
     """What --chmod makes of a mode. octal: the mode itself, None when it is symbolic. changes: the symbolic clauses."""
 
     octal: int | None
@@ -430,8 +429,7 @@ def _changed(mode: int, original: int, operator: str, who: int, what: str, *, di
 # ---------------------------------------------------------------- the destination
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
+class _Member(Struct, frozen=True):
     """The content of a file that is the `index`th entry of an archive: it streams when the archive is read again."""
 
     archive: int
@@ -626,25 +624,15 @@ def perform(
     return placing.target.entries()
 
 
-@dataclass(slots=True)
 class _Placing:
     """One step while it fills its target."""
 
-    step: FileStep
-    parent: Files
-    epoch: int | None
-    now: int = field(init=False)
-    target: _Target = field(init=False)
-    mode: Mode | None = field(init=False)
-    owner: tuple[int, int] | None = field(init=False)
-    made: Entry = field(init=False)
-    destination: bytes = field(init=False)
-
-    def __post_init__(self) -> None:
-        step = self.step
+    def __init__(self, step: FileStep, parent: Files, epoch: int | None) -> None:
+        self.step = step
+        self.parent = parent
         _check_link(step)
         # Whole seconds: a fraction costs a header of its own in the tar.
-        self.now = (int(time.time()) if self.epoch is None else self.epoch) * 10**9
+        self.now = (int(time.time()) if epoch is None else epoch) * 10**9
         self.target = _Target(self.parent)
         self.mode = parse_mode(step.chmod) if step.chmod else None
         # A user that is nobody's yet is no error for WORKDIR: FROM scratch has no names at all.

@@ -7,8 +7,9 @@ warning where BuildKit passes over it in silence.
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from builder.handlers import gotext
 from builder.handlers.expansion import Expander, error
@@ -52,8 +53,7 @@ _MEANINGFUL = {
 }  # fmt: skip
 
 
-@dataclass(slots=True)
-class _Read:
+class _Read(Struct):
     """One mount's keys as read so far. `type` counts for the keys after it, as in BuildKit."""
 
     word: Word

@@ -7,8 +7,9 @@ to 7, else 0; `--chown=7` is 7:7.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from builder.errors import BuildError
 from cache.entries import Kind
@@ -22,8 +23,7 @@ _LONGEST_FILE = 10 << 20
 _LARGEST_ID = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(Struct, frozen=True):
     """Whom a process runs as. groups: the supplementary ones and `gid`. home: from passwd, `/` when it is not there."""
 
     uid: int

@@ -12,9 +12,10 @@ import hashlib
 import os
 import posixpath
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from builder.errors import BuildError
 from builder.executors import Bind, RunSpec, Tmpfs
@@ -43,8 +44,7 @@ Seed = Callable[[Origin, str, Path], None]
 """(origin, path in it, an empty folder of the host): copy the files below the path into the folder."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(Struct, frozen=True):
     """What every RUN of one build shares. mounts: the folder of persistent cache mounts. resolv_conf: its content."""
 
     options: RunOptions

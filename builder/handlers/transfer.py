@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from builder.handlers.expansion import Expander, error
 from builder.model import CONTEXT, FileSource, FileStep, InlineSource, Lowered, Origin, PathSource, Scope, StageState

@@ -3,11 +3,11 @@ from __future__ import annotations
 import io
 import json
 import sys
-from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from builder.cli import run
 from builder.cli.flags import UsageError

@@ -5,11 +5,11 @@ To add one, write the Dockerfile and run these tests with PYBUILD_UPDATE_GOLDEN=
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from grammar.parser import parse
@@ -69,7 +69,7 @@ def render(error: DockerfileError) -> str:
 def fields(value: Any) -> list[str]:
     """The fields that say more than their default does."""
     lines = []
-    for field in dataclasses.fields(value):
+    for field in msgspec.structs.fields(value):
         item = getattr(value, field.name)
         if field.name in {"span", "text", "keyword"} or item == field.default:
             continue
@@ -80,9 +80,9 @@ def fields(value: Any) -> list[str]:
 def shown(value: Any) -> str:
     if isinstance(value, tuple):
         return "(" + ", ".join(shown(item) for item in value) + ")"
-    if not dataclasses.is_dataclass(value):
+    if not isinstance(value, msgspec.Struct):
         return repr(value)
-    pairs = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    pairs = [(field.name, getattr(value, field.name)) for field in msgspec.structs.fields(value)]
     inner = " ".join(place(item) if isinstance(item, Span) else f"{name}={shown(item)}" for name, item in pairs)
     return f"{type(value).__name__}[{inner}]"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from grammar import instructions as nouns
@@ -177,7 +177,7 @@ def test_every_instruction_has_a_rule_a_reader_and_a_noun() -> None:
 def test_every_flag_has_a_field() -> None:
     for name, flags in parser._FLAGS.items():
         noun = getattr(nouns, name.capitalize())
-        fields = {field.name for field in dataclasses.fields(noun)}
+        fields = {field.name for field in msgspec.structs.fields(noun)}
         for flag in flags:
             wanted = flag.replace("-", "_")
             assert fields & {wanted, wanted + "_", wanted + "s"}, (name, flag)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from fnmatch import translate
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
@@ -129,13 +129,13 @@ def bare(value: Any) -> Any:
         return None
     if isinstance(value, tuple):
         return tuple(bare(item) for item in value)
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+    if not isinstance(value, msgspec.Struct):
         return value
     skipped = (
         {"span", "source", "text", "keyword", "empty_continuations"} if isinstance(value, nouns.Instruction) else set()
     )
     fields = {
-        field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.name not in skipped
+        field.name: getattr(value, field.name) for field in msgspec.structs.fields(value) if field.name not in skipped
     }
     return type(value).__name__, {name: bare(item) for name, item in fields.items()}
 

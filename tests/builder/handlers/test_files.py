@@ -10,10 +10,10 @@ import os
 import random
 import tarfile
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from builder.context import Directory, Unpacked
 from builder.errors import BuildError

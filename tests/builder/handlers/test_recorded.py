@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from builder.errors import BuildError
 from builder.handlers import inherited_state, initial_state, lower_all

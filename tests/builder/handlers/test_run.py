@@ -156,7 +156,7 @@ def test_mounts(fields: str, mount: Mount) -> None:
 
 
 def without_place(mount: Mount) -> Mount:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     return replace(mount, span=None) if not isinstance(mount, CacheMount | TmpfsMount) else mount
 
