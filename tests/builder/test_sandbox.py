@@ -27,7 +27,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def answer(program: bytes, architecture: int, number: int, *arguments: int) -> int:
     """What a seccomp program says to a system call: the kernel's interpreter of classic BPF, as far as it is used."""
     data = struct.pack("=IIQ6Q", number, architecture, 0, *arguments, *[0] * (6 - len(arguments)))
-    code = list(struct.iter_unpack("=HBBI", program))
+    code: list[tuple[int, int, int, int]] = list(struct.iter_unpack("=HBBI", program))
     accumulator, at = 0, 0
     while True:
         operation, yes, no, value = code[at]
@@ -158,8 +158,14 @@ def tree(tmp_path: Path) -> str:
     (tmp_path / "d/e").mkdir(parents=True)
     (tmp_path / "f").touch()
     for name, target in {
-        "abs": "/d", "rel": "d/e", "up": "../../../../d", "loop": "loop", "gone": "/n/o", "d/back": "../f", "climb": "..",
-    }.items():  # fmt: skip
+        "abs": "/d",
+        "rel": "d/e",
+        "up": "../../../../d",
+        "loop": "loop",
+        "gone": "/n/o",
+        "d/back": "../f",
+        "climb": "..",
+    }.items():
         (tmp_path / name).symlink_to(target)
     return str(tmp_path)
 
@@ -201,7 +207,7 @@ def test_locate_refuses(tree: str, target: str, number: int) -> None:
 def test_starts_with_little() -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import builder.sandbox;"
-        "print(*sorted(m for m in sys.modules if m in {'typing', 're', 'enum', 'socket', 'signal', 'json', 'collections'}))"
+        "heavy = {'typing', 're', 'enum', 'socket', 'signal', 'json', 'collections'}; print(*heavy & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", script, str(HERE.parents[2])], capture_output=True, text=True, check=True
@@ -258,7 +264,8 @@ from builder.executors.namespaces import NamespaceExecutor
 from cache.snapshots import OverlayRoot
 place = Path(sys.argv[1])
 root = OverlayRoot(place / "layers", ("base",), place / "upper", place / "work", False)
-argv = ("/bin/busybox", "sh", "-c", f"trap '' TERM; busybox setsid busybox sleep {sys.argv[2]} & echo up; busybox sleep {sys.argv[2]}")
+sleep = f"busybox sleep {sys.argv[2]}"
+argv = ("/bin/busybox", "sh", "-c", f"trap '' TERM; busybox setsid {sleep} & echo up; {sleep}")
 show = lambda data: print(data.decode(), end="", flush=True)
 NamespaceExecutor("privileged").run(RunSpec(root, argv, ("PATH=/bin",)), show, threading.Event())
 """
