@@ -7,32 +7,38 @@ files is an error before the first step.
 from __future__ import annotations
 
 import io
+import os
 import time
+from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, BinaryIO
 
+import grammar
 from builder import bases, handlers
 from builder.context import is_image, open_contexts
 from builder.engine import Engine, StageWork, Work
 from builder.errors import BuildError, raise_all
 from builder.events import BuildFinished, BuildPlanned, Warned
-from builder.fetch import Fetcher
 from builder.handlers import files
 from builder.model import BuildResult, FileStep, Origin, Supplies
 from builder.plan import plan, with_triggers
 from cache.digests import Digests
-from cache.oci import MAX_LAYERS
+from cache.index import Index
+from cache.oci import MAX_LAYERS, digest_of
 from cache.reference import Reference
-from grammar.parser import parse
+from grammar.instructions import Dockerfile
+from grammar.source import Source
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from builder.bases import BaseImage
     from builder.context import Contexts
     from builder.engine import Ground
     from builder.events import Reporter
-    from builder.model import BuildRequest, ImageResult, Plan, StageState
+    from builder.fetch import Fetcher
+    from builder.model import BuildRequest, ImageResult, OutputSpec, Plan, StageState
     from cache.oci import Platform
     from cache.store import Store
 
@@ -52,11 +58,8 @@ def build(
     `-` is read from. Raises DockerfileError, BuildError or StoreError; then no name has moved and no output is
     half-written.
     """
-    from builder.export import check, export
-
     started = time.monotonic()
-    for spec in request.outputs:
-        check(spec)
+    _check_outputs(request)
     with store.lease(), open_request(request, store, stdin) as contexts:
         made, work = prepare(request, store, contexts)
         findings = made.findings + tuple(
@@ -70,11 +73,25 @@ def build(
         image = engine.image(made.target)
         names = tuple(_tag(name, image, store) for name in request.tags)
         for spec in request.outputs:
-            export(image, spec, names, store, report)
+            _export(image, spec, names, store, report)
     steps, cached = engine.counts()
     result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
     report(BuildFinished(result))
     return result
+
+
+def _check_outputs(request: BuildRequest) -> None:
+    """Say before the build what of the outputs can not be done after it."""
+    for spec in request.outputs:
+        from builder.export import check
+
+        check(spec)
+
+
+def _export(image: ImageResult, spec: OutputSpec, names: Sequence[str], store: Store, report: Reporter) -> None:
+    from builder.export import export
+
+    export(image, spec, names, store, report)
 
 
 def open_request(request: BuildRequest, store: Store, stdin: BinaryIO | None) -> Contexts:
@@ -85,26 +102,64 @@ def open_request(request: BuildRequest, store: Store, stdin: BinaryIO | None) ->
         stdin or io.BytesIO(),
         named=request.build_contexts,
         digests=Digests(store.database),
-        fetcher=Fetcher(store.root / "fetched", _secrets(request)),
+        fetcher=_fetcher(request, store),
         ignore_file=request.ignore_file,
     )
 
 
-def _secrets(request: BuildRequest) -> Callable[[str], bytes | None]:
-    """The values of --secret, by id, for those that a download asks for."""
+def _fetcher(request: BuildRequest, store: Store) -> Callable[[], Fetcher]:
+    """What makes the build's fetcher, once, when something is to be fetched."""
     sources = {source.id: source for source in request.secrets}
 
-    def value(name: str) -> bytes | None:
+    def secret(name: str) -> bytes | None:
         source = sources.get(name)
         return None if source is None else source.read()
 
-    return value
+    @cache
+    def make() -> Fetcher:
+        from builder.fetch import Fetcher
+
+        return Fetcher(store.root / "fetched", secret)
+
+    return make
+
+
+def parsed(source: Source, store: Store) -> Dockerfile:
+    """The build file, parsed; remembered by its text, so that only a changed one costs the grammar.
+
+    What is read back is checked against the types of `grammar.instructions`. DockerfileError for a file with mistakes.
+    """
+    from msgspec import DecodeError, json, structs
+
+    index = Index(store.database)
+    text = source.text.encode("utf-8", "surrogateescape")
+    identity = f"{_grammar_stamp()} {digest_of(text)}"
+    known = index.memo("build file", identity)
+    if known is not None:
+        # A damaged record is one that is not there.
+        with suppress(DecodeError):
+            return structs.replace(json.decode(known, type=Dockerfile), source=source)
+    from grammar.parser import parse
+
+    dockerfile = parse(source)
+    # Names that are no UTF-8 have no place in JSON; such a file is parsed each time.
+    with suppress(UnicodeEncodeError):
+        bare = structs.replace(dockerfile, source=Source(source.name, ""))
+        index.memoise("build file", identity, json.encode(bare).decode())
+    return dockerfile
+
+
+def _grammar_stamp() -> str:
+    """What changes when the grammar does: an edited checkout must not be given an older one's parse."""
+    folder = os.path.dirname(grammar.__file__)
+    facts = sorted((entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(folder) if entry.is_file())
+    return digest_of(repr(facts).encode())
 
 
 def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Plan, Work]:
     """Plan, lower and check; changes nothing but that bases come into the store."""
     made = plan(
-        parse(contexts.source),
+        parsed(contexts.source, store),
         request.target,
         dict(request.build_args),
         request.platform,

@@ -437,7 +437,7 @@ class Contexts:
         main: Files,
         named: Mapping[str, Callable[[], Files]],
         resources: contextlib.ExitStack,
-        fetcher: Fetcher | None = None,
+        fetcher: Callable[[], Fetcher] | None = None,
     ) -> None:
         self.name = name
         self.title = title
@@ -481,7 +481,7 @@ def open_contexts(
     *,
     named: Sequence[tuple[str, str]] = (),
     digests: Digests | None = None,
-    fetcher: Fetcher | None = None,
+    fetcher: Callable[[], Fetcher] | None = None,
     ignore_file: str = "",
     working_dir: Path | None = None,
 ) -> Contexts:
@@ -506,7 +506,7 @@ def open_contexts(
 class _Door(Struct):
     stdin: BinaryIO
     digests: Digests | None
-    fetcher: Fetcher | None
+    fetcher: Callable[[], Fetcher] | None
     ignore_file: str
     here: Path
     resources: contextlib.ExitStack
@@ -643,7 +643,7 @@ class _Door(Struct):
     def _fetcher(self, url: str) -> Fetcher:
         if self.fetcher is None:
             raise BuildError(f"{url} can not be fetched here")
-        return self.fetcher
+        return self.fetcher()
 
     # ------------------------------------------------------------ named contexts
 

@@ -19,10 +19,9 @@ from builder.errors import BuildError, CancelledError
 from builder.events import StepFailed, StepFinished, StepOutput, StepStarted, TierChosen
 from builder.handlers import files as file_steps
 from builder.handlers import run as run_steps
-from builder.model import BindMount, FileStep, ImageResult, Origin, PathSource, RunStep, Supplies
+from builder.model import BindMount, FileStep, GitSource, ImageResult, Origin, PathSource, RunStep, Supplies, UrlSource
 from cache.index import Index, Record, key
 from cache.oci import MAX_LAYERS, canonical, chain_ids, digest_of
-from cache.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from builder.context import Contexts
     from builder.events import Reporter
     from builder.executors import Executor
+    from builder.fetch import Fetcher
     from builder.model import Lowered, StagePlan, StageState
     from builder.runner import Runner
     from cache.entries import Files
@@ -310,23 +310,22 @@ class Engine:
     def _inputs(self, step: FileStep) -> list[Part]:
         """What of the files that a step takes counts for its key.
 
-        The files of a stage or an image are named by their chain of layers, so what a selection of them amounts to is
-        worked out once and remembered.
+        The files of a stage or an image are named by their layers, so what a selection of them amounts to is worked out
+        once and remembered.
         """
-        view = self._view(step.origin)
-        fetch = self._work.contexts.fetcher
-        if not isinstance(view, Tree):
-            return file_steps.inputs(step, view, fetch)
+        layers = self._layers(step.origin)
+        if layers is None or not any(isinstance(source, PathSource) for source in step.sources):
+            return file_steps.inputs(step, self._view(step.origin), self._fetcher(step))
         question = key(
             [
-                ("layers", " ".join(layer.diff_id for layer in view.layers)),
-                *((f"path {source.pattern}", "") for source in step.sources if isinstance(source, PathSource)),
+                *(("layer", layer.diff_id) for layer in layers),
+                *(("path", source.pattern) for source in step.sources if isinstance(source, PathSource)),
                 *file_steps.step_parts(step),
             ]
         )
         answer = self._index.memo("selection", question)
         if answer is None:
-            answer = key(file_steps.inputs(step, view, fetch))
+            answer = key(file_steps.inputs(step, self._view(step.origin)))
             self._index.memoise("selection", question, answer)
         return [("files", answer)]
 
@@ -350,25 +349,38 @@ class Engine:
     def _copy(self, stage: StageRun, step: FileStep) -> Written | None:
 
         from cache.layers import write_changes
+        from cache.tree import Tree
 
         parent = Tree(self._store, () if step.link else stage.layers)
-        entries = file_steps.perform(
-            step, self._view(step.origin), parent, self._work.contexts.fetcher, epoch=self._work.epoch
-        )
+        entries = file_steps.perform(step, self._view(step.origin), parent, self._fetcher(step), epoch=self._work.epoch)
         return write_changes(entries, self._store, epoch=self._work.epoch)
 
     # ------------------------------------------------------------ places
 
-    def _view(self, origin: Origin) -> Files | None:
-        """The files that an origin stands for; None for scratch, which has none."""
+    def _layers(self, origin: Origin) -> tuple[Layer, ...] | None:
+        """The layers of an origin that is a stage or an image; None for a context of files."""
         if origin.stage is not None:
-            return Tree(self._store, self._stages[origin.stage].layers)
-        name = origin.image if origin.image is not None else origin.context
-        assert name is not None
-        if name in self._work.images:
-            image = self._work.images[name]
-            return Tree(self._store, image.layers if image else ())
-        return self._work.contexts.files(name)
+            return self._stages[origin.stage].layers
+        name = (origin.image if origin.image is not None else origin.context) or ""
+        if name not in self._work.images:
+            return None
+        image = self._work.images[name]
+        return image.layers if image else ()
+
+    def _view(self, origin: Origin) -> Files:
+        """The files that an origin stands for."""
+        layers = self._layers(origin)
+        if layers is None:
+            return self._work.contexts.files(origin.context or "")
+        from cache.tree import Tree
+
+        return Tree(self._store, layers)
+
+    def _fetcher(self, step: FileStep) -> Fetcher | None:
+        """What fetches, for a step that has something to fetch."""
+        make = self._work.contexts.fetcher
+        remote = any(isinstance(source, UrlSource | GitSource) for source in step.sources)
+        return make() if make is not None and remote else None
 
     def _runner(self) -> Runner:
         """What only a RUN needs, made at the first one."""

@@ -15,7 +15,7 @@ from builder.errors import BuildError
 from builder.model import CONTEXT, Origin, Scope
 from cache.errors import StoreError
 from grammar.instructions import Copy, Instruction, Run, Word
-from grammar.parser import mount_fields
+from grammar.mounts import mount_fields
 from grammar.suggest import did_you_mean
 
 if TYPE_CHECKING:

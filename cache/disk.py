@@ -244,17 +244,19 @@ class _Extraction:
             return
         if name in {b"", b".", b".."} or path.startswith(b"/") or b"\0" in path:
             raise _outside(path)
+        if entry.kind is Kind.WHITEOUT or entry.kind is Kind.OPAQUE:
+            # Where there is no such directory, nothing is deleted, and no directory made for it.
+            if self._reaches(parent if entry.kind is Kind.WHITEOUT else path):
+                if entry.kind is Kind.WHITEOUT:
+                    self._delete(path, self._enter(parent), name)
+                else:
+                    self._hide(path, self._enter(path))
+            return
         file = self._files[-1] if parent == self._parent else self._enter(parent)
         if entry.kind is Kind.FILE:
             self._place_file(entry, file, name)
         elif entry.kind is Kind.DIRECTORY:
             self._place_directory(entry, file, name)
-        elif entry.kind is Kind.WHITEOUT:
-            self._delete(path, file, name)
-            return
-        elif entry.kind is Kind.OPAQUE:
-            self._hide(path, self._enter(path))
-            return
         elif entry.kind is Kind.HARDLINK:
             self._place_link(entry, file, name)
         else:
@@ -304,6 +306,38 @@ class _Extraction:
         self._parent = path
         return self._files[-1]
 
+    def _reaches(self, path: bytes) -> bool:
+        """Whether there is a directory at `path`, in this layer or below, as far as is known."""
+        file = os.dup(self._root)
+        try:
+            done = b""
+            for name in path.split(b"/") if path else ():
+                done = done + b"/" + name if done else name
+                if name in {b"", b".", b".."}:
+                    raise _outside(path)
+                inner = os.open(name, _DIRECTORY, dir_fd=file)
+                os.close(file)
+                file = inner
+        except FileNotFoundError:
+            # PLAIN: the directory holds the layers below, as far as this one has left them.
+            if self._made is not None or self._below is None:
+                return self._made is None
+        except OSError as error:
+            if error.errno not in {errno.ENOTDIR, errno.ELOOP}:
+                raise
+            if self._is_own(done):
+                if _is_whiteout(file, done.rpartition(b"/")[2]):
+                    return False
+                raise CorruptError(f"a layer deletes below {_show(done)}, which is no directory in it") from None
+            if self._below is None:
+                return False
+        else:
+            return True
+        finally:
+            os.close(file)
+        lower = self._below.entry(self._below.resolve(path))
+        return lower is not None and lower.kind is Kind.DIRECTORY
+
     def _step(self, file: int, name: bytes, path: bytes) -> int:
         """Open the directory `name`, an ancestor of an entry."""
         try:
@@ -332,7 +366,8 @@ class _Extraction:
 
     def _imply(self, file: int, name: bytes, path: bytes, *, fresh: bool = False) -> None:
         """Make a directory that the layer has no entry for, as the layers below have it unless it is a fresh one."""
-        lower = None if fresh else self._follow(path)
+        # PLAIN: what lay below and is not there any more was deleted by this layer.
+        lower = None if fresh or self._made is not None else self._follow(path)
         os.mkdir(name, 0o700, dir_fd=file)
         if lower is None or lower.kind is not Kind.DIRECTORY or lower.path != path:
             lower = Entry(path, Kind.DIRECTORY, 0o755)

@@ -6,12 +6,9 @@ lowering knows. Reference: https://docs.docker.com/reference/dockerfile/
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from msgspec import Struct
 
-if TYPE_CHECKING:
-    from grammar.source import Source, Span
+from grammar.source import Source, Span  # noqa: TC001 - reading a stored build file back resolves these names
 
 
 class Word(Struct, frozen=True):
@@ -50,13 +47,13 @@ class Heredoc(Struct, frozen=True):
     span: Span
 
 
-class ShellForm(Struct, frozen=True):
+class ShellForm(Struct, frozen=True, tag=True):
     """A command for the stage's SHELL, as written, continuations joined."""
 
     text: str
 
 
-class ExecForm(Struct, frozen=True):
+class ExecForm(Struct, frozen=True, tag=True):
     """A command as a JSON array of strings."""
 
     argv: tuple[str, ...]
@@ -65,7 +62,7 @@ class ExecForm(Struct, frozen=True):
 Command = ShellForm | ExecForm
 
 
-class Instruction(Struct, frozen=True, kw_only=True):
+class Instruction(Struct, frozen=True, kw_only=True, tag=True):
     """What every instruction has.
 
     span: from the keyword to the last character, heredoc bodies included. text: the logical line, continuations
@@ -178,7 +175,7 @@ class Healthcheck(Instruction, frozen=True, kw_only=True):
 class Onbuild(Instruction, frozen=True, kw_only=True):
     """ONBUILD INSTRUCTION. `trigger` is parsed already; `trigger_text` is what the image config stores."""
 
-    trigger: Instruction
+    trigger: AnyInstruction
     trigger_text: str
 
 
@@ -225,12 +222,19 @@ class Maintainer(Instruction, frozen=True, kw_only=True):
     name: str
 
 
+AnyInstruction = (
+    Run | Copy | Add | Env | Arg | Label | Workdir | User | Cmd | Entrypoint | Expose | Volume | Healthcheck | Shell
+    | Stopsignal | Onbuild | Maintainer
+)  # fmt: skip
+"""All that may follow a FROM."""
+
+
 class Stage(Struct, frozen=True):
     """One FROM and what follows it. `index` counts from 0."""
 
     index: int
     from_: From
-    instructions: tuple[Instruction, ...]
+    instructions: tuple[AnyInstruction, ...]
 
     @property
     def name(self) -> str:

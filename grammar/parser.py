@@ -28,7 +28,6 @@ from grammar.instructions import (
     From,
     Healthcheck,
     Heredoc,
-    Instruction,
     Label,
     Maintainer,
     Onbuild,
@@ -44,6 +43,7 @@ from grammar.instructions import (
     Workdir,
 )
 from grammar.lines import LogicalLine, Scanner, read_redirection
+from grammar.mounts import mount_fields
 from grammar.source import DockerfileError, DockerfileErrors, Source, Span
 from grammar.suggest import did_you_mean
 from grammar.words import BLANKS
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from lark import Lark, Token
     from lark.exceptions import UnexpectedInput
 
-    from grammar.instructions import Command
+    from grammar.instructions import AnyInstruction, Command
 
 _KEYWORD: Final = re.compile(r"[^\t\v\f\r ]+")
 _STAGE_NAME: Final = re.compile(r"[a-z][a-z0-9_.-]*")
@@ -129,7 +129,7 @@ def parse(source: Source) -> Dockerfile:
     """Read a whole build file. Raises DockerfileError, or DockerfileErrors when there is more than one mistake."""
     scanner = Scanner(source)
     reader = _Reader(scanner)
-    instructions: list[Instruction] = []
+    instructions: list[From | AnyInstruction] = []
     errors = scanner.errors
     after_unknown = False
     seen = False
@@ -159,7 +159,7 @@ def parse(source: Source) -> Dockerfile:
     return Dockerfile(source, scanner.directives, global_args, stages, scanner.trailing_comments)
 
 
-def parse_trigger(text: str, name: str = "ONBUILD trigger") -> Instruction:
+def parse_trigger(text: str, name: str = "ONBUILD trigger") -> From | AnyInstruction:
     """Read what an image's `OnBuild` list holds: one instruction, here-documents included. Raises DockerfileError."""
     source = Source(name, text)
     scanner = Scanner(source)
@@ -182,11 +182,11 @@ def parse_trigger(text: str, name: str = "ONBUILD trigger") -> Instruction:
 
 
 def _stages(
-    instructions: list[Instruction], source: Source, errors: list[DockerfileError]
+    instructions: list[From | AnyInstruction], source: Source, errors: list[DockerfileError]
 ) -> tuple[tuple[Arg, ...], tuple[Stage, ...]]:
     """Sort the instructions under their FROM; what is wrong goes to `errors`."""
     global_args: list[Arg] = []
-    stages: list[tuple[From, list[Instruction]]] = []
+    stages: list[tuple[From, list[AnyInstruction]]] = []
     for instruction in instructions:
         if isinstance(instruction, From):
             stages.append((instruction, []))
@@ -295,7 +295,7 @@ class _Reader:
         self.source = scanner.source
         self.escape = scanner.directives.escape
 
-    def instruction(self, line: LogicalLine, start: int) -> Instruction:
+    def instruction(self, line: LogicalLine, start: int) -> From | AnyInstruction:
         """The instruction that begins at `start`. Raises DockerfileError, having read its here-documents still."""
         statement = self._open(line, start)
         innermost = statement
@@ -312,6 +312,7 @@ class _Reader:
             return _read(statement)
         _check_flags(statement)
         trigger = _read(innermost)
+        assert not isinstance(trigger, From), "refused above"
         statement.last = innermost.last
         # What the image's configuration keeps: the trigger's line as it is, blanks at its end included.
         text = line.text[innermost.start :]
@@ -374,7 +375,7 @@ def _match(statement: _Statement) -> None:
         statement.mistake = error
 
 
-def _read(statement: _Statement) -> Instruction:
+def _read(statement: _Statement) -> From | AnyInstruction:
     """The instruction, or a DockerfileError that says what is wrong with its arguments."""
     _refuse_other_json(statement)
     if statement.mistake is not None:
@@ -689,33 +690,6 @@ def _check_mount(statement: _Statement, mount: Word) -> None:
             raise statement.error(message, mount.span, hint)
 
 
-def mount_fields(text: str) -> list[str]:
-    """The comma-separated fields of a `--mount` value; double quotes hold commas together. Raises ValueError."""
-    if not text:
-        raise ValueError("it is empty")
-    fields: list[str] = []
-    at = 0
-    while True:
-        if text.startswith('"', at):
-            end = at + 1
-            while (end := text.find('"', end)) >= 0 and text.startswith('""', end):
-                end += 2
-            if end < 0 or text[end + 1 : end + 2] not in ("", ","):
-                raise ValueError('extraneous or missing " in quoted-field')
-            fields.append(text[at + 1 : end].replace('""', '"'))
-            at = end + 1
-        else:
-            end = text.find(",", at)
-            end = len(text) if end < 0 else end
-            if '"' in text[at:end]:
-                raise ValueError('bare " in non-quoted field')
-            fields.append(text[at:end])
-            at = end
-        if at >= len(text):
-            return fields
-        at += 1
-
-
 class _Transfer(TypedDict):
     """What COPY and ADD share."""
 
@@ -858,7 +832,7 @@ def _check_retries(statement: _Statement, word: Word | None) -> None:
         raise statement.error(f"--retries cannot be negative ({int(word.text)})", word.span, "write a whole number")
 
 
-def _onbuild(statement: _Statement) -> Instruction:
+def _onbuild(statement: _Statement) -> From | AnyInstruction:
     """Without a trigger behind it, which the grammar has refused already."""
     message, hint = _TOO_FEW["onbuild"]
     raise statement.error(message, statement.span(), hint)
@@ -903,7 +877,7 @@ def _expose(statement: _Statement) -> Expose:
     return Expose(ports=tuple(statement.word(token) for token in statement.tokens), **statement.common())
 
 
-_READERS: Final[dict[str, Callable[[_Statement], Instruction]]] = {
+_READERS: Final[dict[str, Callable[[_Statement], From | AnyInstruction]]] = {
     "from": _from,
     "arg": _arg,
     "env": _env,

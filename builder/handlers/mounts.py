@@ -27,7 +27,7 @@ from builder.model import (
     TmpfsMount,
 )
 from builder.origins import Use, resolve
-from grammar.parser import mount_fields
+from grammar.mounts import mount_fields
 from grammar.suggest import did_you_mean
 
 if TYPE_CHECKING:

@@ -397,7 +397,7 @@ def test_add_a_repository(repository: str, fetcher: Fetcher, tmp_path: Path) -> 
 
 
 def front(context: str, fetcher: Fetcher, file: str = "") -> tuple[str, list[str]]:
-    with open_contexts(context, file, io.BytesIO(b"from stdin"), fetcher=fetcher) as contexts:
+    with open_contexts(context, file, io.BytesIO(b"from stdin"), fetcher=lambda: fetcher) as contexts:
         files = contexts.files()
         assert isinstance(files, Directory | Unpacked)
         return contexts.source.text, [entry.path.decode() for entry in walk(files)]
