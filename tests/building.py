@@ -36,7 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _APPLETS = (
     "sh", "cat", "chmod", "chown", "cp", "echo", "find", "grep", "id", "kill", "ln", "ls", "mkdir", "mkfifo", "mv",
-    "ps", "readlink", "rm", "rmdir", "sed", "setsid", "sleep", "sort", "stat", "test", "touch", "true", "truncate", "tr",
+    "ps", "readlink", "rm", "rmdir", "sed", "setsid", "sleep", "sort", "stat", "test", "touch", "tr", "true",
+    "truncate",
 )  # fmt: skip
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"
@@ -210,7 +211,7 @@ class Image:
         """Every path of the image and what `compare.listing` tells of it."""
         root = compare.Node("dir", implied=True)
         for layer in self.layers:
-            with layer.open("rb") as packed, compare.unpacked(packed) as stream:  # type: ignore[arg-type]
+            with layer.open("rb") as packed, compare.unpacked(packed) as stream:
                 compare.apply_layer(root, stream)
         return compare.listing(root)
 
@@ -248,7 +249,7 @@ def image_of(layout: Path, name: str = "") -> Image:
     assert len(found) == 1, f"{name}: {len(found)} of them in {layout}"
 
     def blob(descriptor: dict[str, Any]) -> Path:
-        return layout / "blobs" / descriptor["digest"].replace(":", "/")
+        return layout / "blobs" / str(descriptor["digest"]).replace(":", "/")
 
     manifest = json.loads(blob(found[0]).read_text())
     config = json.loads(blob(manifest["config"]).read_text())
@@ -287,7 +288,7 @@ class Bench:
             with patch("builder.isolation.choose", lambda forced="auto": isolation), redirect_stdout(out):
                 ended = run(list(words), around)
             out.flush()
-            done = Done(ended, out.buffer.getvalue().decode("utf-8", "replace"), err.getvalue())  # type: ignore[attr-defined]
+            done = Done(ended, out.buffer.getvalue().decode("utf-8", "replace"), err.getvalue())
         assert code is None or done.code == code, f"exit code {done.code}\n{done.err}\n{done.out}"
         assert "Traceback" not in done.err, done.err
         return done

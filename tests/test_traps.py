@@ -1,7 +1,7 @@
 """The traps that image builders have fallen into, one test each, named after the trap.
 
-Each is built the way that shows the bug: the wrong cache hit gives the wrong file, the entry that should not be there is
-looked for in the layer's own tar.
+Each is built the way that shows the bug: the wrong cache hit gives the wrong file, the entry that should not be there
+is looked for in the layer's own tar.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import ctypes
 import json
 import os
 import re
-import signal
 import stat
 import struct
 import subprocess
 import tarfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from unittest.mock import patch
 
 import pytest
@@ -86,8 +85,8 @@ def test_03_arg_and_env_count_in_the_keys_of_copy_add_and_workdir(bench: Bench, 
 
 
 def test_04_whiteouts_of_a_cached_layer_are_not_copied(bench: Bench) -> None:
-    dockerfile = "FROM base AS one\nRUN mkdir /d && touch /d/kept /d/gone\n"
-    dockerfile += "FROM one AS two\nRUN rm /d/gone && rm -r /etc\nFROM one\nCOPY --from=two / /\n"
+    dockerfile = "FROM base AS one\nRUN mkdir /d /whole && touch /d/kept /d/gone /whole/f\n"
+    dockerfile += "FROM one AS two\nRUN rm /d/gone && rm -r /whole\nFROM one\nCOPY --from=two / /\n"
     bench.build(dockerfile)
     done = bench.build(dockerfile + "COPY --from=two /d /e\n")
     assert done.cached["COPY --from=two / /"]
@@ -98,7 +97,7 @@ def test_04_whiteouts_of_a_cached_layer_are_not_copied(bench: Bench) -> None:
     assert "/d/gone" in image.files
     assert "/f/gone" not in image.files
     assert "/f/kept" in image.files
-    assert "/etc/passwd" in image.files
+    assert "/whole/f" in image.files
 
 
 def test_05_hardlinks_survive_copy_from_and_are_relative(bench: Bench) -> None:
@@ -140,26 +139,26 @@ def test_06_a_symlink_does_not_lead_out_of_the_root(bench: Bench, way: str, targ
     elif way == "base":
         needs_run()
         (bench.folder / "rootfs.tar").write_bytes(poison)
-        bench.pybuild("import", str(bench.folder / "rootfs.tar"), "poison", code=None)
+        bench.pybuild("import", str(bench.folder / "rootfs.tar"), "poison")
         dockerfile = "FROM base\nCOPY --from=poison / /\nRUN true\n"
-        if "poison:latest" not in bench.names():
-            assert not list(outside.iterdir())
-            return
     elif way == "copy":
         dockerfile = "FROM scratch\nADD link.tar /\nCOPY file /evil/file\nCOPY file /evil/new/\n"
     elif way == "workdir":
         dockerfile = "FROM scratch\nADD link.tar /\nWORKDIR /evil/here\n"
     else:
         needs_run()
-        dockerfile = "FROM base\nADD link.tar /\nRUN echo x >/evil/file || mkdir -p $(readlink /evil) && echo x >/evil/y\n"
+        dockerfile = (
+            "FROM base\nADD link.tar /\nRUN echo x >/evil/file || mkdir -p $(readlink /evil) && echo x >/evil/y\n"
+        )
     file = archive((member("evil/file"), b"poison"))
     bench.build(
         dockerfile,
         {"link.tar": archive((link, b"")), "poison.tar": poison, "file.tar": file, "file": "poison"},
         f"--output={bench.folder / 'exported'}",
-        code=None,
     )
-    bench.build(None, None, f"--output=type=tar,dest={bench.folder / 'exported.tar'}", code=None)
+    bench.build(None, None, f"--output=type=tar,dest={bench.folder / 'exported.tar'}")
+    if way == "copy":
+        assert bench.image().text(f"{outside}/file") == bench.image().text(f"{outside}/new/file") == "poison"
     assert not list(outside.iterdir())
 
 
@@ -257,7 +256,10 @@ def test_12_annotations_of_the_base_stay_there_and_labels_do_not(bench: Bench) -
     _edit_manifest(layout, lambda manifest: manifest.update(annotations=notes))
     out = bench.folder / "out"
     bench.build(
-        "FROM b\nCOPY f /g\n", None, f"--build-context=b=oci-layout://{layout}", f"--output=type=oci,tar=false,dest={out}"
+        "FROM b\nCOPY f /g\n",
+        None,
+        f"--build-context=b=oci-layout://{layout}",
+        f"--output=type=oci,tar=false,dest={out}",
     )
     for found in (bench.image(), image_of(out)):
         assert not set(notes.values()) & set(found.manifest.get("annotations", {}).values())
@@ -317,13 +319,13 @@ def test_13_a_reproducible_build_leaves_the_base_s_layers_alone(bench: Bench, tm
 
 
 def test_14_nothing_that_a_run_left_behind_lives_on(bench: Bench) -> None:
-    """Background processes die with their RUN, and nobody stays behind as a zombie: not when pybuild is pid 1 either."""
+    """Background processes die with their RUN, and nobody stays behind as a zombie; also where pybuild is pid 1."""
     marker = f"9{os.getpid()}{time.monotonic_ns() % 10**6}"
     dockerfile = (
         "FROM base\n"
         f"RUN sleep {marker} & setsid sleep {marker} </dev/null >/dev/null 2>&1 & (setsid sleep {marker} &) ; echo on\n"
         # sleep as pid 1 waits for nobody: orphans are its zombies, and have to go with it.
-        f"RUN [\"sh\", \"-c\", \"(sleep 0.01 &) ; (setsid sleep {marker} &) ; exec sleep 0.1\"]\n"
+        f'RUN ["sh", "-c", "(sleep 0.01 &) ; (setsid sleep {marker} &) ; exec sleep 0.1"]\n'
     )
     started = time.monotonic()
     bench.build(dockerfile)
@@ -371,7 +373,7 @@ def test_15_ignore_patterns_are_compiled_once_and_not_for_each_file(bench: Bench
     if privileged() is None:
         pytest.skip("needs root that may mount, for a build in this process")
     counts = []
-    for number, files in enumerate((3, 400)):
+    for number, files in enumerate((3, 3, 400)):  # the first warms the caches of `re`
         other = Bench(bench.folder / str(number))
         patterns = "".join(f"**/*.{number}x{index}\n!keep{index}*\n" for index in range(20))
         write(other.context, {".dockerignore": patterns, **{f"d/{index}.txt": "" for index in range(files)}})
@@ -384,7 +386,8 @@ def test_15_ignore_patterns_are_compiled_once_and_not_for_each_file(bench: Bench
         with patch("re.compile", counted):
             other.build("FROM scratch\nCOPY . /\n")
         counts.append(len(seen))
-    assert abs(counts[0] - counts[1]) < 20
+    assert counts[1] > 20
+    assert abs(counts[1] - counts[2]) < 20
 
 
 @pytest.mark.parametrize(
@@ -448,7 +451,7 @@ class _Opened:
         self.descriptor: int = libc.inotify_init1(os.O_NONBLOCK)
         assert libc.inotify_add_watch(self.descriptor, os.fsencode(path), self.IN_OPEN) >= 0
 
-    def __enter__(self) -> _Opened:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -490,7 +493,9 @@ def test_18_the_time_of_a_base_is_in_no_key(bench: Bench) -> None:
 
 
 def test_19_a_step_that_changes_nothing_has_an_empty_layer(bench: Bench) -> None:
-    dockerfile = "FROM base\nRUN true\nWORKDIR /etc\nRUN cat passwd && touch /new\nENV A=b\nRUN rm /new && test ! -e /new\n"
+    dockerfile = (
+        "FROM base\nRUN true\nWORKDIR /etc\nRUN cat passwd && touch /new\nENV A=b\nRUN rm /new && test ! -e /new\n"
+    )
     for flag in ("--no-cache", "--quiet=false"):
         image = bench.made(dockerfile, None, flag)
         by_line = {line: empty for line, empty in image.history if not line.startswith("files of")}
@@ -526,13 +531,24 @@ def test_20_a_directory_that_replaces_a_file_and_the_other_ways_round(bench: Ben
     for name in ("dir", "file", "link"):
         assert f".wh.{name}" not in second
     done = bench.build(None, None, "--no-cache")
-    assert done.output.split() == ["/dir", "/file", "/file/f", "/link", "/link/f", "/opaque", "/opaque/new", "/opaque/sub"]
+    assert done.output.split() == [
+        "/dir",
+        "/file",
+        "/file/f",
+        "/link",
+        "/link/f",
+        "/opaque",
+        "/opaque/new",
+        "/opaque/sub",
+    ]
 
 
 def test_21_sparse_files_cost_no_space(bench: Bench) -> None:
     size = 192 << 20
     started = time.monotonic()
-    image = bench.made(f"FROM base\nRUN truncate -s {size} /var.log\nRUN test $(stat -c %s /var.log) = {size} && rm /var.log\n")
+    image = bench.made(
+        f"FROM base\nRUN truncate -s {size} /var.log\nRUN test $(stat -c %s /var.log) = {size} && rm /var.log\n"
+    )
     assert time.monotonic() - started < 20
     assert image.members(1)[-1].size == size
     assert image.layers[1].stat().st_size < 4 << 20
@@ -547,7 +563,7 @@ def test_21_attributes_devices_odd_names_and_times_survive(bench: Bench) -> None
     stream = archive(
         (member("ping", mode=0o755, pax_headers=pax), b"x"),
         (member("early", mtime=-1_000_000.0), b"x"),
-        (member("late", mtime=4_102_444_800 * 4), b"x"),
+        (member("late", mtime=13_569_465_600), b"x"),
         (member("null", tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666), b""),
         (member("disk", tarfile.BLKTYPE, devmajor=7, devminor=0), b""),
         (member("pipe", tarfile.FIFOTYPE), b""),
@@ -567,9 +583,9 @@ def test_21_attributes_devices_odd_names_and_times_survive(bench: Bench) -> None
     )
     bench.build(None, None, "--target=one", tag="one")
     for files, at in ((bench.image("one").files, "/e"), (image.files, "/f")):
-        assert files[f"{at}/ping"]["xattrs"] == {"security.capability": capability.hex()} or files[f"{at}/ping"]["xattrs"]
+        assert files[f"{at}/ping"]["xattrs"] == {"security.capability": f"hex:{capability.hex()}"}
         assert files[f"{at}/early"]["mtime"] == -1_000_000
-        assert files[f"{at}/late"]["mtime"] == 4_102_444_800 * 4
+        assert files[f"{at}/late"]["mtime"] == 13_569_465_600
         assert files[f"{at}/null"]["dev"].replace(",", ":").replace(" ", "") == "1:3"
         assert files[f"{at}/disk"]["dev"].replace(",", ":").replace(" ", "") == "7:0"
         assert files[f"{at}/pipe"]["type"] == "fifo"
