@@ -26,6 +26,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from builder.errors import BuildError
+from cache.contents import Pieces, opened
 from cache.entries import Entry, Files, Kind
 from grammar.source import Source
 
@@ -121,6 +122,7 @@ class View(ABC):
         return below(root, b"/".join(done))
 
 
+@Pieces.register  # not by inheritance: a Struct has a metaclass of its own
 class PinnedContent(Struct, frozen=True):
     """A context's file, to be read as it was when the context was listed: a file that changed since is an error."""
 
@@ -129,17 +131,25 @@ class PinnedContent(Struct, frozen=True):
 
     def open(self) -> BinaryIO:
         """See `Content.open`. BuildError when the file can not be read or is not the one that was listed."""
+        return os.fdopen(self._opened(), "rb", buffering=0)
+
+    def pieces(self) -> Iterator[bytes]:
+        """See `Pieces.pieces`. BuildError as of `open`."""
+        return opened(self._opened(), self.facts.st_size)
+
+    def _opened(self) -> int:
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # O_NONBLOCK: a fifo in the file's place would else hold the open until someone writes to it.
+            file = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise _unreadable(self.path, error) from None
-        then, now = self.facts, os.fstat(descriptor)
+        then, now = self.facts, os.fstat(file)
         if (now.st_size, now.st_mtime_ns, now.st_ino) != (then.st_size, then.st_mtime_ns, then.st_ino):
-            os.close(descriptor)
+            os.close(file)
             raise BuildError(
                 f"{_show(self.path)} changed during the build", hint="build again when nothing writes to it"
             )
-        return os.fdopen(descriptor, "rb", buffering=0)
+        return file
 
 
 class Directory(View):

@@ -28,7 +28,7 @@ from msgspec.structs import replace
 from builder.context import ROOT, Directory, Unpacked, View, begins_tar, below, parts_of
 from builder.errors import BuildError
 from builder.handlers.owners import names_in, owner
-from builder.model import FileStep, GitSource, InlineSource, PathSource, UrlSource
+from builder.model import FileStep, GitSource, InlineSource, Origin, PathSource, UrlSource
 from cache.entries import BytesContent, Content, Entry, Files, Kind
 from grammar.ignore import Ignore, PatternError, glob_match
 
@@ -71,14 +71,14 @@ class _NotThereError(BuildError):
         self.path = path
 
 
-def _matches(step: FileStep, source: PathSource, files: Files, place: str = "") -> list[_Match]:
+def _matches(step: FileStep, source: PathSource, files: Files) -> list[_Match]:
     """The paths that a source stands for, in order. BuildError for a source that is not there or a broken pattern."""
     try:
         if step.parents:
             return _pivoted(source, files)
         return [_Match(source, name, entry) for name, entry in _expand(source.pattern, source, files)]
     except _NotThereError as error:
-        raise _explained(error, files, place) from None
+        raise _explained(error, files, step.origin) from None
 
 
 def _expand(pattern: str, source: PathSource, files: Files) -> list[tuple[bytes, Entry]]:
@@ -139,7 +139,11 @@ def _pivoted(source: PathSource, files: Files) -> list[_Match]:
     start = head if pivot else "/"
     names = parts_of(os.fsencode(start))
     if not any(_is_wildcard(name) for name in (*names, *pattern.split(b"/"))):
-        _required(below(b"/".join(names), pattern), source, files)
+        # Symlinks lead to the pivot, but from there on a pattern does not follow them.
+        wanted = below(files.resolve(b"/".join(names)), pattern)
+        found = files.entry(wanted) if wanted else ROOT
+        if found is None or found.path != wanted:
+            raise _NotThereError(below(b"/".join(names), pattern), source.span)
     text = os.fsdecode(pattern)
     try:
         include = Ignore.of([text]) if text else None
@@ -195,13 +199,11 @@ def _select(files: Files, match: _Match, exclude: Ignore | None) -> Iterator[_Pi
 # ---------------------------------------------------------------- found wrong early
 
 
-def check(
-    step: FileStep, files: Files | None, *, source: Source | None = None, place: str = "the build context"
-) -> None:
+def check(step: FileStep, files: Files | None, *, source: Source | None = None) -> None:
     """Raise BuildError for what is wrong with a step whose source files are there before the build begins.
 
-    files: the context, or None when the files are a stage's. place: how messages call where the files are. A source
-    that is not there is told with the nearest name, or with the line of the ignore file that hides it.
+    files: the context, or None when the files are a stage's. A source that is not there is told with the nearest name,
+    or with the line of the ignore file that hides it.
     """
     if step.chmod:
         parse_mode(step.chmod)
@@ -212,13 +214,13 @@ def check(
     try:
         for item in step.sources:
             if isinstance(item, PathSource):
-                _matches(step, item, files, place)
+                _matches(step, item, files)
     except BuildError as error:
         error.source = error.source or source
         raise
 
 
-def _explained(error: _NotThereError, files: Files, place: str) -> BuildError:
+def _explained(error: _NotThereError, files: Files, origin: Origin) -> BuildError:
     """The error for a missing source with what helps: the ignore file's line, or the nearest name."""
     from grammar.suggest import did_you_mean
 
@@ -233,12 +235,13 @@ def _explained(error: _NotThereError, files: Files, place: str) -> BuildError:
         seen = further
         depth += 1
     hint = did_you_mean(_show(names[depth]), [_show(entry.name) for entry in files.children(seen)])
-    if isinstance(files, Directory):
-        place = place or "the build context"
-        rule = files.hidden_by(error.path)
-        if rule is not None:
-            hint = f"line {rule.line} of {files.ignore_name} leaves it out: {rule.text}"
-    return BuildError(f"{error.message} in {place or 'the files that are copied from'}", span=error.span, hint=hint)
+    if isinstance(files, Directory) and (rule := files.hidden_by(error.path)) is not None:
+        hint = f"line {rule.line} of {files.ignore_name} leaves it out: {rule.text}"
+    if origin.context is not None:
+        place = f"the build context {origin.context}".rstrip()
+    else:
+        place = "the stage" if origin.image is None else f"the image {origin.image}"
+    return BuildError(f"{error.message} in {place}", span=error.span, hint=hint)
 
 
 def _check_link(step: FileStep) -> None:

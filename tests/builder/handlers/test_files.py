@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from builder.context import Directory, Unpacked
 from builder.errors import BuildError
 from builder.handlers.files import check, inputs, parse_mode, perform, step_parts
-from builder.model import CONTEXT, FileSource, FileStep, InlineSource, PathSource
+from builder.model import CONTEXT, FileSource, FileStep, InlineSource, Origin, PathSource
 from cache.entries import BytesContent, Content, Entry, Files, Kind
 from grammar.source import Source, Span
 
@@ -105,7 +105,7 @@ def step(*sources: str | FileSource, to: str, **flags: object) -> FileStep:
     made = tuple(PathSource(item, SPAN) if isinstance(item, str) else item for item in sources)
     into = to.endswith("/")
     made_step = FileStep(CONTEXT, made, "/" + to.strip("/"), into=into)
-    return replace(made_step, **flags)  # type: ignore[arg-type]
+    return replace(made_step, **flags)
 
 
 def copied(what: FileStep, files: Files | None, parent: Files | None = None) -> list[str]:
@@ -513,6 +513,14 @@ def test_parents_take_owner_and_mode_of_the_source() -> None:
     ]
 
 
+def test_parents_do_not_follow_symlinks_after_the_pivot() -> None:
+    files = tree("x/a.txt\nlink -> x")
+    assert copied(step("link/./a.txt", to="p/", parents=True), files) == ["p dir", "p/a.txt = x/a.txt"]
+    assert copied(step("link", to="p/", parents=True), files) == ["p dir", "p/link -> x"]
+    with pytest.raises(BuildError, match=r'"/link/a.txt": not found'):
+        copied(step("link/a.txt", to="p/", parents=True), files)
+
+
 def test_parents_need_what_is_named() -> None:
     for run in (check_it, copied):
         with pytest.raises(BuildError, match=r'"/x/none.txt": not found'):
@@ -836,12 +844,10 @@ def test_keys_tell_names_that_are_no_text_apart() -> None:
 )
 def test_the_step_counts(flags: dict[str, object]) -> None:
     what = step("a", to="x")
-    assert step_parts(what) != step_parts(replace(what, **flags))  # type: ignore[arg-type]
+    assert step_parts(what) != step_parts(replace(what, **flags))
 
 
 def test_the_origin_does_not_count() -> None:
-    from builder.model import Origin
-
     what = step("a", to="x")
     assert step_parts(what) == step_parts(replace(what, origin=Origin(stage=3)))
 
@@ -894,6 +900,21 @@ def test_check_says_which_line_hides_a_file(tmp_path: Path) -> None:
     with pytest.raises(BuildError) as caught:
         check(step("mian.py", to="/"), context)
     assert caught.value.hint == "did you mean main.py?"
+
+
+@pytest.mark.parametrize(
+    ("origin", "place"),
+    [
+        (Origin(context=""), "the build context"),
+        (Origin(context="extra"), "the build context extra"),
+        (Origin(stage=0), "the stage"),
+        (Origin(image="busybox"), "the image busybox"),
+    ],
+)
+def test_errors_say_where_they_looked(origin: Origin, place: str) -> None:
+    with pytest.raises(BuildError) as caught:
+        inputs(replace(step("none", to="x"), origin=origin), tree("a"))
+    assert caught.value.message == f'"/none": not found in {place}'
 
 
 def test_check_looks_below_symlinks_for_names() -> None:
