@@ -496,10 +496,6 @@ def install_filter(code: bytes) -> None:
 # ---------------------------------------------------------------- the root
 
 
-class Missing(OSError):
-    """A mount point that can not be made."""
-
-
 def locate(root: str, target: str) -> tuple[list[str], str]:
     """Where `target` is when `root` is /: its canonical parts, and what is there: `dir`, `file` or empty for nothing.
 
@@ -613,13 +609,7 @@ def overlay(lowers: Sequence[str], userxattr: bool, upper: int = -1, work: int =
     (`volatile`): the layer's blob is made from them at once.
     """
     options = _overlay_options(userxattr, upper, work)
-    try:
-        return filesystem("overlay", [*(("lowerdir+", lower) for lower in lowers), *options], attributes)
-    except OSError as error:
-        if error.errno != errno.EINVAL or "lowerdir+" not in str(error.strerror):
-            raise
-    # Before Linux 6.7 all lowers go in one option, of at most 256 bytes here: see legacy_overlay.
-    raise Missing(errno.EINVAL, "lowerdir+")
+    return filesystem("overlay", [*(("lowerdir+", lower) for lower in lowers), *options], attributes)
 
 
 def _attach_overlay(
@@ -637,15 +627,18 @@ def _attach_overlay(
     place = os.open(target, os.O_PATH | os.O_CLOEXEC, dir_fd=scratch)
     try:
         attach(overlay(lowers, userxattr, upper, work, attributes), place)
-    except Missing:
-        # mount(2) takes one page of options, so that lowers must be short; commas and colons would need escapes that
-        # relative names of snapshots never do.
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Linux 6.7 was the first to take lowers one by one. Before, all are in one page of options, so that they must
+        # be short; commas and colons would need escapes, which relative names of snapshots never do.
         pairs = [("lowerdir", ":".join(lowers)), *_overlay_options(userxattr, upper, work)]
         data = ",".join(name if value is None else f"{name}={value}" for name, value in pairs).encode()
         if len(data) > 4095:
             raise OSError(errno.E2BIG, f"{len(lowers)} layers are more than this kernel mounts") from None
         path = f"/proc/self/fd/{scratch}/{target}".encode()
-        _result(libc.mount(b"overlay", path, b"overlay", ctypes.c_ulong(attributes), data), "mount overlay")
+        if libc.mount(b"overlay", path, b"overlay", ctypes.c_ulong(attributes), data):
+            raise
     os.fchdir(scratch)
 
 
@@ -737,6 +730,7 @@ class _Run:
         view = [f"{scratch}/empty", *below, *lowers]
         if len(view) > 1:
             _attach_overlay("view", view, userxattr, base, self.scratch)
+        self._tell_apt("view")
         made, touched = _make_mount_points("view", "stub", self.points)
         for name in reversed(touched):
             if name:
@@ -747,6 +741,7 @@ class _Run:
     def _make_in_place(self) -> None:
         """Without an overlay mount points are made in the directory itself; the builder is told, to remove them."""
         directory = "root"
+        self._tell_apt(directory)
         times = {}
         for target, _ in self.points:
             parts, _ = locate(directory, target)
@@ -760,6 +755,14 @@ class _Run:
             self.report(("made", made, [(path, *times[path]) for path in touched]))
         for path in touched:
             os.utime(f"{directory}/{path}", ns=times[path])
+
+    def _tell_apt(self, view: str) -> None:
+        """With one id only, apt has no user to drop to: it would check, and not believe what it is told."""
+        folder = "/etc/apt/apt.conf.d"
+        if self.request["single"] and locate(view, folder)[1] == "dir":
+            target = f"{folder}/zz-one-id"
+            self.points.append((target, "file"))
+            self.mounts.append((target, "file", self._file, (b'APT::Sandbox::User "root";\n', 0o644, 0, 0)))
 
     # -- what is mounted
 
@@ -999,7 +1002,7 @@ class _Run:
         os.dup2(null, 0)
         if uid:
             # /dev/stdout is opened anew by programs that run as another user.
-            os.fchown(self.output, uid, gid)
+            _chown(self.output, uid, gid)
         os.dup2(self.output, 1)
         os.dup2(self.output, 2)
         _call(SYS_CLOSE_RANGE, "close_range", 3, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)
@@ -1011,9 +1014,13 @@ class _Run:
             for code in filters:
                 install_filter(code)
         if not request["single"]:
-            os.setgroups(request["groups"])
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
+            try:
+                os.setgroups(request["groups"])
+                os.setresgid(gid, gid, gid)
+                os.setresuid(uid, uid, uid)
+            except OSError as error:
+                ids = ",".join(str(n) for n in (gid, *request["groups"]))
+                raise OSError(error.errno, f"user {uid} with groups {ids}: {os.strerror(error.errno or 0)}") from None
         execute(request["argv"], [os.fsencode(e) for e in request["env"]])
 
 

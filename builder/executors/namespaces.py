@@ -6,6 +6,7 @@ The server in builder/sandbox.py does the work. The first RUN starts it, once fo
 from __future__ import annotations
 
 import os
+import resource
 import select
 import socket
 import sys
@@ -47,6 +48,14 @@ class NamespaceExecutor:
             raise CancelledError("the build was stopped")
         if not spec.argv:
             raise BuildError("there is no command to run")
+        for name, _, _ in spec.ulimits:
+            if not hasattr(resource, f"RLIMIT_{name.upper()}"):
+                raise UnsupportedError(f"unknown ulimit {name!r}")
+        if self._single and (spec.uid or spec.gid):
+            raise UnsupportedError(
+                f"user {spec.uid}:{spec.gid} can not be had in tier {self._tier}, which has one id",
+                hint="more ids take newuidmap and ranges in /etc/subuid and /etc/subgid",
+            )
         ours, theirs = socket.socketpair()
         reading, writing = os.pipe()
         try:

@@ -244,6 +244,33 @@ def test_a_trial_overlay_leaves_nothing(tmp_path: Path) -> None:
 
 
 @needs_root
+@pytest.mark.parametrize("layers, expected", [(120, "120 True"), (400, "400 layers are more than this kernel mounts")])
+def test_kernels_that_take_all_lowers_at_once(tmp_path: Path, layers: int, expected: str) -> None:
+    body = """
+import os, errno
+place, layers = sys.argv[1], int(sys.argv[2])
+names = [f"{n:024x}" for n in range(layers)]
+for name in (*names, "upper", "work", "mount"):
+    os.mkdir(f"{place}/{name}")
+for name in names:
+    open(f"{place}/{name}/{name}", "w").close()
+def refuse(*_):
+    raise OSError(errno.EINVAL, "as older kernels do")
+sandbox.overlay = refuse
+sandbox.unshare(sandbox.CLONE_NEWNS)
+sandbox.propagation(sandbox.MS_PRIVATE)
+base, upper, work = (os.open(p, os.O_PATH) for p in (place, place + "/upper", place + "/work"))
+try:
+    sandbox._attach_overlay("mount", names, False, base, base, upper, work, sandbox.NODEV)
+    flags = os.statvfs(place + "/mount").f_flag
+    print(len(os.listdir(place + "/mount")), bool(flags & os.ST_NODEV))
+except OSError as error:
+    print(error.strerror)
+"""
+    assert in_own_process(body, str(tmp_path), str(layers)) == expected
+
+
+@needs_root
 def test_the_kernels_own_words_are_told() -> None:
     with pytest.raises(OSError, match="nosuchoption"):
         sandbox.filesystem("tmpfs", [("nosuchoption", "1")])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec.structs import replace
 
-from builder.errors import BuildError, CancelledError
+from builder.errors import BuildError, CancelledError, UnsupportedError
 from builder.executors import Bind, Executor, RunSpec, Tmpfs
 from builder.isolation import choose
 from cache.snapshots import DirectoryRoot, OverlayRoot, Root
@@ -259,6 +259,10 @@ class TestProcess:
         text = ground.says("ulimit -Hn", ulimits=(("nofile", 1 << 29, 1 << 29),))
         assert int(text) > 0
 
+    def test_unknown_limit(self, ground: Ground) -> None:
+        with pytest.raises(UnsupportedError, match="'files'"):
+            ground.run("true", ulimits=(("files", 1, 1),))
+
     def test_memory_of_processes_is_not_dumped_elsewhere(self, ground: Ground) -> None:
         assert ground.run("cat /proc/1/environ | tr '\\0' '\\n'")[1] == "PATH=/bin\n"
 
@@ -269,7 +273,9 @@ class TestUsers:
 
     def test_another_user(self, ground: Ground) -> None:
         if ground.executor.tier == "rootless-single":
-            pytest.skip("has one id only")
+            with pytest.raises(UnsupportedError, match="user 1000:100 can not be had"):
+                ground.run("true", uid=1000, gid=100)
+            return
         text = ground.says("id -u; id -g; id -G; touch /tmp/x; stat -c %u:%g /tmp/x", uid=1000, gid=100, groups=(7, 8))
         assert text == "1000\n100\n100 7 8\n1000:100"
         assert ground.run("touch /x", uid=1000, gid=100)[0] == 1
@@ -283,6 +289,21 @@ class TestUsers:
     def test_owners_can_be_changed(self, ground: Ground) -> None:
         text = ground.says("touch /x && chown 5:6 /x && stat -c %u:%g /x")
         assert text == ("0:0" if ground.executor.tier == "rootless-single" else "5:6")
+
+    def test_users_that_can_not_be_had(self, ground: Ground) -> None:
+        if ground.executor.tier != "rootless":
+            pytest.skip("about the ids of a user namespace")
+        with pytest.raises(BuildError, match="user 70000 with groups 1"):
+            ground.run("true", uid=70000, gid=1)
+
+    def test_apt_is_told_that_there_is_one_id(self, ground: Ground) -> None:
+        for name in ("overlay", "directory"):
+            root = ground.overlay() if name == "overlay" else ground.directory()
+            folder = (root.upper if isinstance(root, OverlayRoot) else root.path) / "etc/apt/apt.conf.d"
+            folder.mkdir(parents=True)
+            text = ground.says("cat /etc/apt/apt.conf.d/* 2>/dev/null; true", root=root)
+            assert ("APT::Sandbox::User" in text) == (ground.executor.tier == "rootless-single")
+            assert list(folder.iterdir()) == []
 
     def test_devices(self, ground: Ground) -> None:
         status, _ = ground.run("mknod /d c 1 3")
