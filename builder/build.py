@@ -22,6 +22,7 @@ from builder.events import BuildFinished, BuildPlanned, Warned
 from builder.handlers import files
 from builder.model import BuildResult, FileStep, Origin, Supplies
 from builder.plan import plan, with_triggers
+from builder.survey import examine
 from cache.digests import Digests
 from cache.index import Index
 from cache.oci import MAX_LAYERS, digest_of
@@ -62,11 +63,11 @@ def build(
     _check_outputs(request)
     with store.lease(), open_request(request, store, stdin) as contexts:
         made, work = prepare(request, store, contexts)
-        findings = made.findings + tuple(
-            finding for stage in work.stages for lowered in stage.lowered for finding in lowered.findings
-        )
+        examined = examine(made, work.stages, contexts)
+        findings = examined.all
         for finding in findings:
             report(Warned(finding))
+        examined.enforce()
         report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
         engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
         engine.run()

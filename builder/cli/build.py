@@ -67,13 +67,13 @@ BUILD = Command(
         Flag("ignorefile", "the ignore file (default: <Dockerfile>.dockerignore, .dockerignore)", value="FILE"),
         Flag("isolation", "the tier of RUN: auto, privileged, rootless, rootless-single", value="TIER"),
         Flag("dry-run", "print the plan and what each instruction comes to; run and write nothing"),
-        Flag("call", "build, or what to tell instead of building", value="METHOD"),
+        Flag("call", "tell instead of building: check, outline, targets; with ,format=json as JSON", value="METHOD"),
+        Flag("check", "the same as --call=check: look for mistakes, build nothing"),
         Flag("load", unsupported="the image is in pybuild's store anyway; -o type=docker,dest=- | docker load"),
         Flag("push", unsupported=_NO_REGISTRY),
         Flag("pull", unsupported=_NO_REGISTRY),
         Flag("cache-from", value="CACHE", many=True, unsupported=_NO_REGISTRY),
         Flag("cache-to", value="CACHE", many=True, unsupported=_NO_REGISTRY),
-        Flag("check", unsupported="checks without a build are not in this version"),
         Flag("annotation", value="NAME=VALUE", many=True, unsupported="annotations are not in this version"),
         Flag("attest", value="ATTESTATION", many=True, unsupported="attestations are not in this version"),
         Flag("provenance", value="MODE", unsupported="attestations are not in this version"),
@@ -116,8 +116,13 @@ def build(given: Given, around: Surroundings) -> int:
     style = style_of(given, around.environ)
     if given.on("dry-run"):
         return _dry_run(request, given, around)
-    if given.one("call", "build") != "build":
-        raise UsageError(f"--call={given.one('call')} is not supported", hint="--dry-run prints what would be built")
+    if given.has("call") or given.on("check"):
+        from builder.cli.call import call, method_of
+
+        method, form, lenient = method_of(given)
+        if method != "build":
+            code = call(request, method, form, around, given)
+            return 0 if lenient else code
     for name in ("iidfile", "metadata-file"):
         # What an earlier build left there must not be taken for this one's.
         if given.has(name):
@@ -153,13 +158,16 @@ def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
     """Print the plan and the lowered steps. Needs no tier; all that it may write are bases that the store takes in."""
     from builder.build import open_request, prepare
     from builder.cli.outline import outline
+    from builder.survey import examine
     from builder.terminal import render_finding
 
     with open_store(given, around.environ) as store, open_request(request, store, around.stdin) as contexts:
         plan, work = prepare(request, store, contexts)
+        examined = examine(plan, work.stages, contexts)
     around.say(outline(plan, work.stages).rstrip("\n"))
-    for finding in (*plan.findings, *(each for s in work.stages for low in s.lowered for each in low.findings)):
+    for finding in examined.all:
         print(render_finding(finding, colour=around.colour(around.stderr)), end="", file=around.stderr)
+    examined.enforce()
     return 0
 
 

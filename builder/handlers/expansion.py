@@ -64,10 +64,8 @@ class Expander:
         return [(self.text(pair.name, pair.span), self.text(pair.value or "", pair.span)) for pair in pairs]
 
     def split(self, word: Word) -> list[str]:
-        """One word as the words that it is after expansion."""
-        found = self._try(lambda: expand_words(word.text, self.environment, self.scope.escape), word.text, word.span)
-        self.word(word)
-        return found
+        """One word as the words that it is after expansion. As in BuildKit, no name in it is called undefined."""
+        return self._try(lambda: expand_words(word.text, self.environment, self.scope.escape), word.text, word.span)
 
     def body(self, heredoc: Heredoc) -> str:
         """A here-document's body: expanded unless its delimiter is quoted."""
@@ -86,7 +84,7 @@ class Expander:
     def _note(self, found: Expansion, span: Span) -> str:
         self.secrets |= {self.environment[name] for name in found.used if looks_secret(name)} - {""}
         for name in sorted(found.missing - self._declared):
-            hint = did_you_mean(name, self.environment)
+            hint = did_you_mean(name, self.environment, prefix="$")
             self.findings.append(
                 Finding("UndefinedVar", f"Usage of undefined variable '${name}'", span, self.scope.source, hint)
             )

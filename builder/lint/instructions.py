@@ -240,10 +240,8 @@ def expose_invalid_format(subject: Subject) -> Iterator[Finding]:
     for instruction, port in _ports(subject):
         head, _, container = port.rpartition(":")
         if head.strip(":"):
-            message = (
-                f"EXPOSE instruction should not define an IP address or host-port mapping, found '{port}'"
-            )
-            yield subject.finding("ExposeInvalidFormat", message, instruction.span, f"write EXPOSE {container}")
+            message = f"EXPOSE instruction should not define an IP address or host-port mapping, found '{port}'"
+            yield subject.finding("ExposeInvalidFormat", message, instruction.span, f"write EXPOSE {container.lower()}")
 
 
 def _ports(subject: Subject) -> Iterator[tuple[Expose, str]]:

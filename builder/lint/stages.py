@@ -166,9 +166,7 @@ def redundant_target_platform(subject: Subject) -> Iterator[Finding]:
         if word is None or found is None or found.missing or found.used != {"TARGETPLATFORM"}:
             continue
         if found.text == values["TARGETPLATFORM"]:
-            message = (
-                f"Setting platform to predefined {word.text} in FROM is redundant as this is the default behavior"
-            )
+            message = f"Setting platform to predefined {word.text} in FROM is redundant as this is the default behavior"
             yield subject.finding("RedundantTargetPlatform", message, stage.from_.span, "leave --platform out")
 
 

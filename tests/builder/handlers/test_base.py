@@ -108,7 +108,7 @@ def test_undefined_variables_are_findings() -> None:
         ("UndefinedVar", "Usage of undefined variable '$FOOO'"),
         ("UndefinedVar", "Usage of undefined variable '$BAR'"),
     ]
-    assert found[0].hint == "did you mean FOO?"
+    assert found[0].hint == "did you mean $FOO?"
 
 
 # ---------------------------------------------------------------- states

@@ -1,0 +1,196 @@
+"""What can be said of a build without building: its warnings, its parameters, its targets.
+
+`examine` serves a build that is prepared already; `survey` serves `--call`, which must also work where bases are
+missing and for stages that nothing needs. Both move no bytes but those of bases that the store takes in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from builder import bases, handlers, lint
+from builder.errors import BuildError, BuildErrors, raise_all
+from builder.model import Plan
+from builder.plan import plan, with_triggers
+from grammar.source import DockerfileError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from builder.bases import BaseImage
+    from builder.context import Contexts
+    from builder.engine import StageWork
+    from builder.model import BuildRequest, Finding, StageState
+    from cache.store import Store
+    from grammar.ignore import Ignore
+    from grammar.instructions import Dockerfile
+
+
+class Examined(Struct, frozen=True):
+    """The warnings about a build. findings: of the checks, by their names. notes: about the command line and the rest.
+
+    error: the file asks for findings to be errors.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[Finding, ...] = ()
+    error: bool = False
+
+    @property
+    def all(self) -> tuple[Finding, ...]:
+        """All of them, in the order in which they are told."""
+        return (*self.findings, *self.notes)
+
+    def enforce(self) -> None:
+        """BuildError when a finding counts as an error."""
+        if self.error and self.findings:
+            names = ", ".join(dict.fromkeys(finding.rule for finding in self.findings))
+            hint = "# check=error=true, or the build argument of that name, makes warnings errors"
+            raise BuildError(f"lint violation found for rules: {names}", hint=hint)
+
+
+class Survey(Struct, frozen=True):
+    """A build file looked at as a whole. failure: what keeps it from being built, if anything does.
+
+    unknown: bases that were not to be had, so that nobody knows what they define.
+    """
+
+    plan: Plan | None
+    stages: tuple[lint.LintStage, ...] = ()
+    examined: Examined = Examined()
+    failure: BuildError | DockerfileError | None = None
+    unknown: tuple[str, ...] = ()
+
+
+def examine(made: Plan, work: Iterable[StageWork], contexts: Contexts) -> Examined:
+    """The warnings about a prepared build. BuildError when its check settings can not be read."""
+    stages = tuple(
+        lint.LintStage(item.plan, item.first, item.lowered, item.base.config if item.base else None) for item in work
+    )
+    return _examined(lint.Subject(made, stages, ignore_of(contexts)))
+
+
+def ignore_of(contexts: Contexts) -> Ignore | None:
+    """The rules of the main context's ignore file; None when there is none."""
+    ignore: Ignore | None = getattr(contexts.files(), "ignore", None)
+    return ignore
+
+
+def _examined(subject: lint.Subject) -> Examined:
+    made = subject.plan
+    settings = settings_of(made)
+    known = {rule.name for rule in lint.RULES}
+    lowered = (finding for stage in subject.stages for each in stage.lowered for finding in each.findings)
+    notes = tuple(finding for finding in (*made.findings, *lowered) if finding.rule not in known)
+    return Examined(tuple(lint.run(subject, settings)), notes, settings.error)
+
+
+def settings_of(made: Plan) -> lint.Settings:
+    """What `# check=`, or the build argument in its place, says. BuildError when that can not be read."""
+    given = dict(made.build_args).get(lint.CHECK)
+    try:
+        return lint.Settings.parse(made.dockerfile.directives.check if given is None else given)
+    except ValueError as error:
+        raise BuildError(f"--build-arg {lint.CHECK}: {error}", hint="write skip=RULE,RULE;error=true") from None
+
+
+def survey(request: BuildRequest, store: Store, contexts: Contexts, *, everything: bool) -> Survey:
+    """Look at a request's file, at every stage or at those that the target needs. Mistakes are in the answer."""
+    from grammar.parser import parse
+
+    try:
+        dockerfile = parse(contexts.source)
+    except DockerfileError as error:
+        return Survey(None, failure=error)
+    named = dict(request.build_contexts)
+    try:
+        made = plan(
+            dockerfile,
+            request.target,
+            dict(request.build_args),
+            request.platform,
+            list(named),
+            allow=request.run.allow,
+        )
+    except BuildError as error:
+        return Survey(None, examined=_without_plan(dockerfile, request, contexts), failure=error)
+    found: dict[int, BaseImage | None] = {}
+    unknown: dict[int, str] = {}
+    errors: list[BuildError] = []
+    while True:
+        wanted = _all_of(made) if everything else made
+        missing = [s for s in wanted.stages if s.base.stage is None and s.stage.index not in found]
+        if not missing:
+            break
+        for stage in missing:
+            index = stage.stage.index
+            name = stage.base.context if stage.base.context is not None else stage.base.image
+            try:
+                found[index] = bases.resolve(name, stage.base.platform or made.platform, named, store, contexts.files)
+            except BuildError:
+                found[index] = None
+                unknown[index] = name
+            base = found[index]
+            try:
+                for source, trigger in handlers.image_triggers(base.config if base else None, name):
+                    made = with_triggers(made, index, [trigger], source)
+            except BuildError as error:
+                errors.append(error)
+    made = wanted
+    stages, wrong = _lowered(made, found, unknown)
+    failure = _one([*errors, *wrong])
+    examined = _examined(lint.Subject(made, stages, ignore_of(contexts)))
+    return Survey(made, stages, examined, failure, tuple(dict.fromkeys(unknown.values())))
+
+
+def _all_of(made: Plan) -> Plan:
+    """The plan with every stage of the file in it."""
+    stages = sorted((*made.stages, *made.unused), key=lambda item: item.stage.index)
+    return replace(made, stages=tuple(stages), unused=())
+
+
+def _lowered(
+    made: Plan, found: dict[int, BaseImage | None], unknown: dict[int, str]
+) -> tuple[tuple[lint.LintStage, ...], list[BuildError]]:
+    """Every planned stage that can be lowered, and what is wrong with the others."""
+    done: dict[int, lint.LintStage] = {}
+    states: dict[int, StageState] = {}
+    errors: list[BuildError] = []
+    for stage in sorted(made.stages, key=lambda item: item.stage.index):
+        index, below = stage.stage.index, stage.base.stage
+        scope = made.scope(index)
+        base = found.get(index)
+        if below is None:
+            first = handlers.initial_state(base.config if base else None, scope)
+        elif below in states:
+            first = handlers.inherited_state(states[below], scope)
+        else:
+            continue
+        try:
+            lowered = handlers.lower_all(stage.instructions, first, scope, stage.trigger_sources)
+        except BuildError as error:
+            errors.append(error)
+            continue
+        known = index not in unknown if below is None else done[below].known
+        states[index] = lowered[-1].state if lowered else first
+        done[index] = lint.LintStage(stage, first, lowered, base.config if base else None, known)
+    return tuple(done.values()), errors
+
+
+def _one(errors: list[BuildError]) -> BuildError | None:
+    try:
+        raise_all(errors)
+    except BuildErrors as several:
+        return several
+    except BuildError as error:
+        return error
+    return None
+
+
+def _without_plan(dockerfile: Dockerfile, request: BuildRequest, contexts: Contexts) -> Examined:
+    """What the text alone tells, where no plan can be made of it."""
+    bare = Plan(dockerfile=dockerfile, stages=(), target=0, build_args=request.build_args)
+    return _examined(lint.Subject(bare, (), ignore_of(contexts)))
