@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import struct
 import sys
 import tempfile
@@ -61,36 +62,35 @@ def refuse_user_namespaces() -> None:
     check(libc.prctl(PR_SET_SECCOMP, 2, program, 0, 0))
 
 
-def become_user() -> None:
-    os.setgroups([])
-    os.setresgid(UID, UID, UID)
-    os.setresuid(UID, UID, UID)
-
-
 def main() -> None:
     name, dashes, *command = sys.argv[1:]
     if dashes != "--":
         sys.exit(__doc__)
     home = tempfile.mkdtemp(prefix="tier-")
-    if name == "unmountable":
-        check(libc.prctl(PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0))
-    else:
-        os.chown(home, UID, UID)
-        if name == "rootless":
-            add_user("tier-user")
-        become_user()
-    if name == "hardened":
-        refuse_user_namespaces()
     for variable in ("XDG_RUNTIME_DIR", "XDG_DATA_HOME", "XDG_CACHE_HOME", "TMPDIR"):
         os.environ.pop(variable, None)
     os.environ.update(HOME=home, TMPDIR=home)
     pid = os.fork()
     if pid == 0:
+        become(name, home)
         os.execvp(command[0], command)
     _, status = os.waitpid(pid, 0)
-    # Directories that belong to subordinate ids are removed by the command; what is left goes with the folder.
-    os.system(f"rm -rf {home} 2>/dev/null")
+    shutil.rmtree(home)
     sys.exit(os.waitstatus_to_exitcode(status) & 255)
+
+
+def become(name: str, home: str) -> None:
+    if name == "unmountable":
+        check(libc.prctl(PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0))
+        return
+    os.chown(home, UID, UID)
+    if name == "rootless":
+        add_user("tier-user")
+    os.setgroups([])
+    os.setresgid(UID, UID, UID)
+    os.setresuid(UID, UID, UID)
+    if name == "hardened":
+        refuse_user_namespaces()
 
 
 if __name__ == "__main__":
