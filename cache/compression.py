@@ -258,7 +258,7 @@ class _Program(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         assert self._process.stdout is not None
         data = self._process.stdout.read(-1 if size is None else size)
-        if not data and size != 0:
+        if size is None or size < 0 or (size and not data):
             self._finish()
         return data
 

@@ -308,16 +308,17 @@ class _Extraction:
 
     def _reaches(self, path: bytes) -> bool:
         """Whether there is a directory at `path`, in this layer or below, as far as is known."""
+        names = path.split(b"/") if path else []
+        depth = 0
         file = os.dup(self._root)
         try:
-            done = b""
-            for name in path.split(b"/") if path else ():
-                done = done + b"/" + name if done else name
+            for name in names:
                 if name in {b"", b".", b".."}:
                     raise _outside(path)
                 inner = os.open(name, _DIRECTORY, dir_fd=file)
                 os.close(file)
                 file = inner
+                depth += 1
         except FileNotFoundError:
             # PLAIN: the directory holds the layers below, as far as this one has left them.
             if self._made is not None or self._below is None:
@@ -325,10 +326,11 @@ class _Extraction:
         except OSError as error:
             if error.errno not in {errno.ENOTDIR, errno.ELOOP}:
                 raise
-            if self._is_own(done):
-                if _is_whiteout(file, done.rpartition(b"/")[2]):
+            blocked = b"/".join(names[: depth + 1])
+            if self._is_own(blocked):
+                if _is_whiteout(file, names[depth]):
                     return False
-                raise CorruptError(f"a layer deletes below {_show(done)}, which is no directory in it") from None
+                raise CorruptError(f"a layer deletes below {_show(blocked)}, which is no directory in it") from None
             if self._below is None:
                 return False
         else:

@@ -784,7 +784,15 @@ def import_tar(stream: BinaryIO, store: Store) -> Written:
     Directories that the archive has no member for come in as root's, mode 0755, and time 0. Raises CorruptError as
     `read` does, StoreError when it can not be written.
     """
-    return write(_with_parents(read(stream)), store)
+    with decompressed(stream) as plain:
+        return write(_whole(plain), store)
+
+
+def _whole(plain: BinaryIO) -> Iterator[Entry]:
+    """The entries of a tar with all their parents, read to the stream's end, where compressions have a checksum."""
+    yield from _with_parents(read(plain))
+    while plain.read(PIECE):
+        pass
 
 
 def _with_parents(entries: Iterable[Entry]) -> Iterator[Entry]:

@@ -60,7 +60,7 @@ class OverlayRoot(Struct, frozen=True):
 
     upper: where writes go; work: overlayfs's own, an empty folder of the same file system. userxattr: mount with
     `userxattr`, so that overlayfs marks things in `user.overlay.*`, as it must inside a user namespace. To be mounted
-    with `redirect_dir=off` (or nofollow) and `metacopy=off`: what these do can not be said in a layer.
+    with `redirect_dir=nofollow` and `metacopy=off`: what these do can not be said in a layer.
     """
 
     base: Path
@@ -424,7 +424,7 @@ class _Upper:
         if any(name.endswith(".overlay.redirect") for name in marks):
             raise StoreError(
                 f"overlayfs moved the directory {path.decode('utf-8', 'backslashreplace')} without copying it",
-                "a layer can not say that: the root has to be mounted with redirect_dir=off",
+                "a layer can not say that: the root has to be mounted with redirect_dir=nofollow",
             )
 
 

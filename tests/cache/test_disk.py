@@ -5,7 +5,7 @@ import stat
 import struct
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,11 +27,9 @@ SECOND = 10**9
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: owners, device nodes, trusted attributes")
 
 
-def file(path: bytes, data: bytes = b"", mode: int = 0o644, **more: object) -> Entry:
-    return replace(
-        Entry(path, Kind.FILE, mode, os.geteuid(), os.getegid(), size=len(data), content=BytesContent(data)),
-        **more,  # type: ignore[arg-type]
-    )
+def file(path: bytes, data: bytes = b"", mode: int = 0o644, **more: Any) -> Entry:
+    entry = Entry(path, Kind.FILE, mode, os.geteuid(), os.getegid(), size=len(data), content=BytesContent(data))
+    return replace(entry, **more)
 
 
 def directory(path: bytes, mode: int = 0o755) -> Entry:

@@ -102,7 +102,14 @@ def test_whiteouts_and_opaque_directories(store: Store) -> None:
     below = [directory("a"), file("a/1"), file("a/2"), directory("b"), directory("b/c"), file("b/c/3"), file("f")]
     assert paths(tree(store, below, [gone("a/1"), gone("f"), gone("never")])) == ["a", "a/2", "b", "b/c", "b/c/3"]
     assert paths(tree(store, below, [gone("a"), gone("b")])) == ["f"]
-    assert paths(tree(store, below, [directory("b"), opaque("b"), file("b/new")])) == ["a", "a/1", "a/2", "b", "b/new", "f"]
+    assert paths(tree(store, below, [directory("b"), opaque("b"), file("b/new")])) == [
+        "a",
+        "a/1",
+        "a/2",
+        "b",
+        "b/new",
+        "f",
+    ]
     assert paths(tree(store, below, [opaque("")])) == []
 
 
@@ -176,7 +183,8 @@ def test_changes_on_top_leave_the_view_below_as_it_is(store: Store) -> None:
 
 LINKS = [
     directory("usr"), directory("usr/lib"), file("usr/lib/so", b"so"), file("etc/passwd", b"root"),
-    symlink("lib", "usr/lib"), symlink("abs", "/usr/lib"), symlink("out", "../../../etc"), symlink("usr/up", "../etc/passwd"),
+    symlink("lib", "usr/lib"), symlink("abs", "/usr/lib"), symlink("out", "../../../etc"),
+    symlink("usr/up", "../etc/passwd"),
     symlink("dangling", "usr/never"), symlink("chain", "lib"), symlink("self", "self"), symlink("one", "two"),
     symlink("two", "one"), symlink("dot", "."), symlink("file", "etc/passwd"),
 ]  # fmt: skip
@@ -348,9 +356,9 @@ def test_digests_come_from_the_listing(store: Store) -> None:
         expected = digest_of(b"text").removeprefix("sha256:") if entry.kind is Kind.FILE else ""
         assert view.digest(entry) == expected
     made = view.changed([file("b", b"more")])
-    entry = made.entry(b"b")
-    assert entry is not None
-    assert made.digest(entry) == digest_of(b"more").removeprefix("sha256:")
+    fresh = made.entry(b"b")
+    assert fresh is not None
+    assert made.digest(fresh) == digest_of(b"more").removeprefix("sha256:")
 
 
 def test_a_layer_that_is_not_there(store: Store) -> None:
@@ -426,9 +434,7 @@ def test_a_tree_shows_what_unpacking_gives(layers: list[list[Entry]]) -> None:
             apply(mine, place, Dialect.PLAIN, Tree(store, tuple(done)))
             done.append(write(layer, store).layer)
         view = Tree(store, tuple(done))
-        shown = {
-            os.fsdecode(e.path): (e.mode, e.content.open().read() if e.content else None) for e in view.walk()
-        }
+        shown = {os.fsdecode(e.path): (e.mode, e.content.open().read() if e.content else None) for e in view.walk()}
         found = {}
         for path in place.rglob("*"):
             status = path.lstat()
