@@ -269,6 +269,7 @@ class Engine:
         except BaseException as error:
             self._report(StepFailed(number, time.monotonic() - started))
             if isinstance(error, BuildError):
+                error.mask(lowered.secrets)
                 error.source = error.source or lowered.source
                 error.span = error.span or lowered.instruction.span
             raise

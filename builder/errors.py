@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from grammar.source import Source, Span
 
@@ -38,6 +38,12 @@ class BuildError(Exception):
         self.source = source
         self.hint = hint
         self.notes = notes
+
+    def mask(self, secrets: Iterable[str]) -> None:
+        """Put `***` where the message or the hint has one of these values, none of them empty. Idempotent."""
+        for secret in sorted(secrets, key=len, reverse=True):
+            self.message, self.hint = self.message.replace(secret, "***"), self.hint.replace(secret, "***")
+        self.args = (self.message,)
 
 
 class BuildErrors(BuildError):

@@ -241,7 +241,8 @@ class Fetcher:
             raise BuildError(f"can not get {url}: {_reason(error)}") from None
         finally:
             pool.clear()
-        _write_json(self._note(url), {"body": sha256, "etag": etag, "modified": modified, "url": url})
+        # The address itself is not kept: it may hold a password.
+        _write_json(self._note(url), {"body": sha256, "etag": etag, "modified": modified})
         return self._kept(url, sha256, _seconds(modified))
 
     def _save(self, chunks: Iterator[bytes], folder: Path) -> str:
@@ -268,6 +269,11 @@ class Fetcher:
     def git_ref(url: str, *, context: bool = False) -> GitRef | None:
         """See `GitRef.parse`."""
         return GitRef.parse(url, context=context)
+
+    @staticmethod
+    def ref_of(source: GitSource) -> GitRef:
+        """The reference that an ADD of a repository names. BuildError for a query that is wrong."""
+        return _ref_of(source)
 
     def commit_of(self, source: GitSource) -> str:
         """What an ADD of a repository takes, as its key has it: the commit, the folder in it, what else is kept."""
@@ -342,8 +348,26 @@ class Fetcher:
             shutil.rmtree(working, ignore_errors=True)
         return kept
 
-    def _fetch(self, ref: GitRef, commit: str, working: Path) -> None:
-        import shutil
+    def committed(self, ref: GitRef) -> int:
+        """When the commit of a reference was made, in seconds since the epoch."""
+        import tempfile
+
+        commit = self.resolve(ref)
+        folder = self._root / "git"
+        kept = folder / f"{commit}.time"
+        with contextlib.suppress(OSError, ValueError):
+            return int(kept.read_text())
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as working:
+            self._bring(ref, commit, Path(working))
+            seconds = int(self._run(ref, ["show", "-s", "--format=%ct", commit], Path(working)).split()[-1])
+        temporary = folder / f"tmp-{os.getpid()}-{commit}"
+        temporary.write_text(str(seconds))
+        os.replace(temporary, kept)
+        return seconds
+
+    def _bring(self, ref: GitRef, commit: str, working: Path) -> None:
+        """Make a repository in an empty folder that has the commit."""
 
         def git(*arguments: str) -> str:
             return self._run(ref, arguments, working)
@@ -362,6 +386,14 @@ class Fetcher:
                     break
         else:
             self._shallow(git, ["--tags", "origin"])
+
+    def _fetch(self, ref: GitRef, commit: str, working: Path) -> None:
+        import shutil
+
+        def git(*arguments: str) -> str:
+            return self._run(ref, arguments, working)
+
+        self._bring(ref, commit, working)
         git("checkout", "-q", "--detach", commit)
         if ref.submodules and (working / ".gitmodules").exists():
             self._shallow(git, [], "submodule", "update", "--init", "--recursive")

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _APPLETS = (
     "sh", "cat", "chmod", "chown", "cp", "echo", "find", "grep", "id", "kill", "ln", "ls", "mkdir", "mkfifo", "mv",
     "ps", "readlink", "rm", "rmdir", "sed", "setsid", "sleep", "sort", "stat", "test", "touch", "tr", "true",
-    "truncate",
+    "truncate", "wc",
 )  # fmt: skip
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"
@@ -60,6 +60,16 @@ def privileged() -> Isolation | None:
 
 
 @functools.cache
+def tier() -> str:
+    """The tier that a build gets here."""
+    if privileged() is not None:
+        return "privileged"
+    words = command("info", "--format=json")
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
+    return str(json.loads(done.stdout)["tier"])
+
+
+@functools.cache
 def why_no_run() -> str:
     """Why no RUN can be tested here; empty where it can."""
     program = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), "")
@@ -67,10 +77,8 @@ def why_no_run() -> str:
         return "needs busybox-static"
     if b"/ld-" in Path(program).read_bytes()[:4096]:
         return "needs a busybox that is linked statically (busybox-static)"
-    if privileged() is None:
-        done = subprocess.run(command("info"), env=environment(), capture_output=True, text=True, check=False)
-        if "hardened" in done.stdout:
-            return "needs root that may mount, or user namespaces"
+    if tier() == "hardened":
+        return "needs root that may mount, or user namespaces"
     return ""
 
 
@@ -79,6 +87,13 @@ def needs_run() -> None:
     reason = why_no_run()
     if reason:
         pytest.skip(reason)
+
+
+def needs_ids() -> None:
+    """Skip the test where a RUN can only be root."""
+    needs_run()
+    if tier() == "rootless-single":
+        pytest.skip("needs subordinate ids (newuidmap and /etc/subuid)")
 
 
 def command(*words: str) -> list[str]:

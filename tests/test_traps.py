@@ -22,7 +22,7 @@ from unittest.mock import patch
 import pytest
 
 from cache.oci import canonical, digest_of
-from tests.building import Bench, archive, command, image_of, member, needs_run, privileged, processes, write
+from tests.building import Bench, archive, command, image_of, member, needs_ids, needs_run, privileged, processes, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,6 +194,7 @@ def test_07_the_root_entry_of_an_archive_leaves_the_destination_as_it_is(bench: 
 )
 def test_08_user_and_groups_of_a_run(bench: Bench, user: str, expected: str) -> None:
     """`USER u:g` runs with g alone; supplementary groups come from /etc/group where no group is named."""
+    needs_ids()
     done = bench.build(f"FROM base\nUSER {user}\nRUN echo $(id -u) $(id -g) : $(id -G)\n")
     uid, gid, _, *groups = done.output.split()
     wanted = expected.split()
