@@ -17,11 +17,12 @@ import grammar
 from builder import bases, handlers
 from builder.context import is_image, open_contexts
 from builder.engine import Engine, StageWork, Work
+from builder.epoch import plan_of
 from builder.errors import BuildError, raise_all
 from builder.events import BuildFinished, BuildPlanned, Warned
 from builder.handlers import files
 from builder.model import BuildResult, FileStep, Origin, Supplies
-from builder.plan import plan, with_triggers
+from builder.plan import KEEP_GIT_DIR, truth, with_triggers
 from builder.survey import examine
 from cache.digests import Digests
 from cache.index import Index
@@ -105,6 +106,7 @@ def open_request(request: BuildRequest, store: Store, stdin: BinaryIO | None) ->
         digests=Digests(store.database),
         fetcher=_fetcher(request, store),
         ignore_file=request.ignore_file,
+        keep_git_dir=truth(dict(request.build_args), KEEP_GIT_DIR),
     )
 
 
@@ -159,14 +161,7 @@ def _grammar_stamp() -> str:
 
 def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Plan, Work]:
     """Plan, lower and check; changes nothing but that bases come into the store."""
-    made = plan(
-        parsed(contexts.source, store),
-        request.target,
-        dict(request.build_args),
-        request.platform,
-        [name for name, _ in request.build_contexts],
-        allow=request.run.allow,
-    )
+    made = plan_of(request, parsed(contexts.source, store), contexts)
     named = dict(request.build_contexts)
     made, found = _with_bases(made, named, store, contexts)
     stages = lower_stages(made, found)

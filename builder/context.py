@@ -493,6 +493,7 @@ def open_contexts(
     digests: Digests | None = None,
     fetcher: Callable[[], Fetcher] | None = None,
     ignore_file: str = "",
+    keep_git_dir: bool = False,
     working_dir: Path | None = None,
 ) -> Contexts:
     """Find the build's files and read its Dockerfile.
@@ -500,13 +501,14 @@ def open_contexts(
     context: a folder, `-` (a tar or a Dockerfile on `stdin`), or a URL of a git repository, a tar or a Dockerfile.
     file: the Dockerfile: a path (of this machine for a folder, else in the context), `-`, a URL, or empty. named:
     (name, value) of --build-context; images among them are left to `builder.bases`. fetcher: None when nothing may come
-    from elsewhere. ignore_file: used instead of the context's own.
+    from elsewhere. ignore_file: used instead of the context's own. keep_git_dir: of a repository that is the main
+    context, `.git` is kept.
 
     Raises BuildError when something is not there; DockerfileError for a broken ignore file.
     """
     resources = contextlib.ExitStack()
     try:
-        door = _Door(stdin, digests, fetcher, ignore_file, working_dir or Path(), resources)
+        door = _Door(stdin, digests, fetcher, ignore_file, keep_git_dir, working_dir or Path(), resources)
         return door.open(context, file, named)
     except BaseException:
         resources.close()
@@ -518,6 +520,7 @@ class _Door(Struct):
     digests: Digests | None
     fetcher: Callable[[], Fetcher] | None
     ignore_file: str
+    keep_git_dir: bool
     here: Path
     resources: contextlib.ExitStack
 
@@ -526,7 +529,7 @@ class _Door(Struct):
             raise BuildError("the context and the Dockerfile can not both be standard input", hint="give one as a path")
         if context == "-":
             source, main, title = self._from_stdin(file)
-        elif _is_remote(context):
+        elif is_remote(context):
             source, main, title = self._from_elsewhere(context, file)
         else:
             source, main, title = self._from_folder(context, file)
@@ -551,7 +554,7 @@ class _Door(Struct):
         if file == "-":
             source = self._read(self.stdin, "-")
             beside = None
-        elif file and _is_remote(file):
+        elif file and is_remote(file):
             source, beside = self._remote_dockerfile(file), None
         else:
             path = self._dockerfile(folder, file)
@@ -605,19 +608,19 @@ class _Door(Struct):
         return self._inside(files, file, "standard input"), files, "-"
 
     def _from_elsewhere(self, context: str, file: str) -> tuple[Source, Files, str]:
-        files, only = self._fetch_context(context)
+        files, only = self._fetch_context(context, keep_git_dir=self.keep_git_dir)
         if file == "-":
             return self._read(self.stdin, "-"), files, context
         if only and not file:
             return self._inside(files, only, context), files, context
         return self._inside(files, file, context), files, context
 
-    def _fetch_context(self, url: str) -> tuple[Files, str]:
+    def _fetch_context(self, url: str, *, keep_git_dir: bool = False) -> tuple[Files, str]:
         """The files behind a URL; with the name of the only one when it is no archive."""
         fetcher = self._fetcher(url)
         git = fetcher.git_ref(url, context=True)
         if git is not None:
-            return fetcher.checkout(git), ""
+            return fetcher.checkout(replace(git, keep_git_dir=True) if keep_git_dir else git), ""
         download = fetcher.download(url)
         with download.path.open("rb") as stream:
             if looks_like_archive(stream.read(512)):
@@ -659,7 +662,7 @@ class _Door(Struct):
 
     def _opener(self, name: str, value: str) -> Callable[[], Files]:
         def opened() -> Files:
-            if _is_remote(value):
+            if is_remote(value):
                 return self._fetch_context(value)[0]
             folder = self.here / value
             if not folder.is_dir():
@@ -690,7 +693,7 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
-def _is_remote(text: str) -> bool:
+def is_remote(text: str) -> bool:
     """Whether it is a URL, or another spelling of a git repository."""
     return re.match(r"(?:https?|git|ssh)://|[\w.-]+@[\w.-]+:|github\.com/", text) is not None
 

@@ -293,7 +293,7 @@ class Engine:
         hidden: list[bytes] = []
         match lowered.step:
             case RunStep() as step:
-                parts += [parent, *run_steps.run_parts(step)]
+                parts += [parent, *run_steps.run_parts(step, self._work.supplies.options)]
                 hidden += run_steps.run_secrets(step)
                 for mount in step.mounts:
                     if isinstance(mount, BindMount):

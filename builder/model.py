@@ -343,7 +343,8 @@ class RunStep(Struct, frozen=True):
     argv: what is executed, SHELL included. env: `NAME=value`, image variables and visible ARGs, in order. user: as USER
     has it, still to be looked up. network: default, none or host. security: sandbox or insecure. scripts: files to lay
     at a path before the command starts (heredocs with a shebang), never part of the layer. unkeyed: names in `env`
-    whose values do not decide what the command makes: proxies that no ARG or ENV declares.
+    whose values do not decide what the command makes: proxies that no ARG or ENV declares. hostname: empty for the
+    default.
     """
 
     argv: tuple[str, ...]
@@ -355,6 +356,7 @@ class RunStep(Struct, frozen=True):
     security: str = "sandbox"
     scripts: tuple[tuple[str, bytes], ...] = ()
     unkeyed: frozenset[str] = frozenset()
+    hostname: str = ""
 
 
 Step = FileStep | RunStep

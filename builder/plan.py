@@ -30,6 +30,8 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 """Build arguments that a RUN sees without an ARG, in either case."""
 
 EPOCH = "SOURCE_DATE_EPOCH"
+HOSTNAME = "BUILDKIT_SANDBOX_HOSTNAME"
+KEEP_GIT_DIR = "BUILDKIT_CONTEXT_KEEP_GIT_DIR"
 
 _PLATFORM_ARGS = [
     "BUILDPLATFORM",
@@ -45,9 +47,18 @@ _PLATFORM_ARGS = [
     "TARGETSTAGE",
 ]
 _CONSUMED = {
-    *_PLATFORM_ARGS, *PROXIES, *(name.lower() for name in PROXIES), EPOCH, "BUILDKIT_CACHE_MOUNT_NS",
-    "BUILDKIT_SANDBOX_HOSTNAME", "BUILDKIT_CONTEXT_KEEP_GIT_DIR",
+    *_PLATFORM_ARGS, *PROXIES, *(name.lower() for name in PROXIES), EPOCH, HOSTNAME, KEEP_GIT_DIR,
+    "BUILDKIT_CACHE_MOUNT_NS", "BUILDKIT_DOCKERFILE_CHECK",
 }  # fmt: skip
+_WITHOUT_EFFECT = {
+    "BUILDKIT_SYNTAX": "pybuild reads the language itself and runs no frontend image",
+    "BUILDKIT_INLINE_CACHE": "no cache is written into images",
+    "BUILDKIT_MULTI_PLATFORM": "an image is built for one platform",
+    "BUILDKIT_BUILD_NAME": "it is a name for attestations, and there are none",
+    "BUILDKIT_SBOM_SCAN_CONTEXT": "no SBOM is made",
+    "BUILDKIT_SBOM_SCAN_STAGE": "no SBOM is made",
+}
+"""Arguments to BuildKit itself that ask for something that is not there, and why they do nothing."""
 
 
 def plan(
@@ -138,7 +149,7 @@ def with_triggers(old: Plan, stage: int, triggers: Sequence[Instruction], source
     left = _unconsumed(
         dict(old.build_args), old.dockerfile.global_args, (i for item in items for i in item.instructions)
     )
-    others = (finding for finding in old.findings if finding.rule != UNCONSUMED)
+    others = (finding for finding in old.findings if finding.rule not in {UNCONSUMED, WITHOUT_EFFECT})
     return replace(old, stages=needed, unused=unused, findings=(*others, *left))
 
 
@@ -236,28 +247,42 @@ def _epoch_of_stage(
 
 
 UNCONSUMED = "UnconsumedBuildArg"
+WITHOUT_EFFECT = "BuildArgWithoutEffect"
 
 
 def _unconsumed(
     build_args: Mapping[str, str], global_args: Iterable[Arg], instructions: Iterable[Instruction]
 ) -> list[Finding]:
-    """A finding for each `--build-arg` that nothing declares."""
-    if not build_args:
-        return []
+    """A finding for each `--build-arg` that nothing declares, and for arguments to the builder that do nothing here."""
     declared = {pair.name for arg in global_args for pair in arg.pairs}
     for instruction in instructions:
         inner = instruction.trigger if isinstance(instruction, Onbuild) else instruction
         if isinstance(inner, Arg):
             declared.update(pair.name for pair in inner.pairs)
-    return [
+    found = [
+        Finding(WITHOUT_EFFECT, f"the build argument {name} has no effect: {_WITHOUT_EFFECT[name]}")
+        for name in _WITHOUT_EFFECT
+        if name in build_args or name in declared
+    ]
+    return found + [
         Finding(
             UNCONSUMED,
             f"build argument {name!r} was not consumed: no ARG declares it",
             hint=did_you_mean(name, declared) or f"add ARG {name}, or drop --build-arg {name}",
         )
         for name in build_args
-        if name not in declared and name not in _CONSUMED
+        if name not in declared and name not in _CONSUMED and name not in _WITHOUT_EFFECT
     ]
+
+
+def truth(build_args: Mapping[str, str], name: str) -> bool:
+    """Whether a switch among the build arguments is on. BuildError for what is neither true nor false."""
+    value = build_args.get(name, "")
+    if value in {"", "0", "f", "F", "false", "FALSE", "False"}:
+        return False
+    if value not in {"1", "t", "T", "true", "TRUE", "True"}:
+        raise BuildError(f"--build-arg {name}={value}: it is true or false")
+    return True
 
 
 # ---------------------------------------------------------------- FROM

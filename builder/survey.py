@@ -12,9 +12,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from builder import bases, handlers, lint
+from builder.epoch import plan_of
 from builder.errors import BuildError, BuildErrors, raise_all
 from builder.model import Plan
-from builder.plan import plan, with_triggers
+from builder.plan import with_triggers
 from grammar.source import DockerfileError
 
 if TYPE_CHECKING:
@@ -107,14 +108,7 @@ def survey(request: BuildRequest, store: Store, contexts: Contexts, *, everythin
         return Survey(None, failure=error)
     named = dict(request.build_contexts)
     try:
-        made = plan(
-            dockerfile,
-            request.target,
-            dict(request.build_args),
-            request.platform,
-            list(named),
-            allow=request.run.allow,
-        )
+        made = plan_of(request, dockerfile, contexts)
     except BuildError as error:
         return Survey(None, examined=_without_plan(dockerfile, request, contexts), failure=error)
     found: dict[int, BaseImage | None] = {}

@@ -88,6 +88,7 @@ def describe(step: RunStep, root: Root, parent: Files, around: Surroundings, sta
                     binds.append(Bind(socket, mount.target, readonly=False))
                     env.append(f"SSH_AUTH_SOCK={mount.target}")
     options = around.options
+    hostname = step.hostname or options.hostname
     return RunSpec(
         root=root,
         argv=step.argv,
@@ -101,8 +102,8 @@ def describe(step: RunStep, root: Root, parent: Files, around: Surroundings, sta
         files=tuple(files),
         network=step.network if step.network != "default" else options.network,
         insecure=step.security == "insecure",
-        hostname=options.hostname,
-        hosts=_hosts(options),
+        hostname=hostname,
+        hosts=_hosts(options, hostname),
         resolv_conf=around.resolv_conf,
         shm_size=options.shm_size,
         ulimits=options.ulimits,
@@ -114,8 +115,8 @@ def _with_home(env: list[str], home: str) -> list[str]:
     return env if any(line.startswith("HOME=") for line in env) else [*env, f"HOME={home}"]
 
 
-def _hosts(options: RunOptions) -> bytes:
-    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", f"127.0.1.1\t{options.hostname}"]
+def _hosts(options: RunOptions, hostname: str) -> bytes:
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", f"127.0.1.1\t{hostname}"]
     lines += [f"{address}\t{name}" for name, address in options.hosts]
     return ("\n".join(lines) + "\n").encode()
 

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from typing import TYPE_CHECKING
 
+from builder.errors import BuildError
 from builder.handlers.base import with_shell
 from builder.handlers.expansion import Expander, error, looks_secret, masked
 from builder.handlers.mounts import lower_mounts
-from builder.model import BindMount, CacheMount, Lowered, RunStep, Scope, SecretMount, SshMount, StageState, TmpfsMount
-from builder.plan import PROXIES
+from builder.model import (
+    BindMount,
+    CacheMount,
+    Lowered,
+    RunOptions,
+    RunStep,
+    Scope,
+    SecretMount,
+    SshMount,
+    StageState,
+    TmpfsMount,
+)
+from builder.plan import HOSTNAME, PROXIES
 from grammar.instructions import ExecForm, Run
 
 if TYPE_CHECKING:
@@ -20,6 +33,7 @@ if TYPE_CHECKING:
 ENTITLEMENTS = frozenset({"network.host", "security.insecure"})
 """What a RUN gets only when the user allows it for the build: `--allow`."""
 
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 SCRIPTS = "/dev/pipes"
 """Where a here-document that starts with `#!` lies while it runs."""
 
@@ -39,6 +53,7 @@ def lower_run(instruction: Run, state: StageState, scope: Scope) -> Lowered:
         security=_granted(instruction.security, "security", "sandbox", scope),
         scripts=scripts,
         unkeyed=unkeyed,
+        hostname=_hostname(scope),
     )
     created_by = f"RUN {' '.join((*_arguments(state), *argv))} # buildkit"
     return Lowered(instruction, state, step, created_by=created_by, findings=tuple(expander.findings))
@@ -93,6 +108,14 @@ def _granted(word: Word | None, flag: str, default: str, scope: Scope) -> str:
     return word.text
 
 
+def _hostname(scope: Scope) -> str:
+    """What --build-arg BUILDKIT_SANDBOX_HOSTNAME calls the machine that a RUN sees. BuildError for what is no name."""
+    name = scope.build_args.get(HOSTNAME, "")
+    if name and not _HOSTNAME.fullmatch(name):
+        raise BuildError(f"--build-arg {HOSTNAME}={name}: it is no host name", hint="letters, digits, '.' and '-'")
+    return name
+
+
 def _arguments(state: StageState) -> list[str]:
     """`|N NAME=value ...`: the ARGs in force, as docker's history has them; secrets are masked."""
     if not state.args:
@@ -103,18 +126,24 @@ def _arguments(state: StageState) -> list[str]:
     return [f"|{len(last)}", *(f"{name}={masked(name, value)}" for name, value in pairs)]
 
 
-def run_parts(step: RunStep) -> list[tuple[str, str]]:
+def run_parts(step: RunStep, options: RunOptions = RunOptions()) -> list[tuple[str, str]]:
     """What of the step decides what it makes, readable, without any secret in it (`run_secrets` has those).
 
-    Cache mounts count by their target only, secrets and agents not by their content; proxies that nothing declares do
-    not count. What lies behind bind mounts is not known here.
+    options: the command line's. Of --add-host the names count, the addresses do not, as in BuildKit. Cache mounts count
+    by their target only, secrets and agents not by their content; proxies that nothing declares do not count. What lies
+    behind bind mounts is not known here.
     """
     parts = [(f"argv {index}", word) for index, word in enumerate(step.argv)]
     for line in step.env:
         name, _, value = line.partition("=")
         if name not in step.unkeyed:
             parts.append((f"env {name}", masked(name, value)))
-    parts += [("cwd", step.cwd), ("user", step.user), ("network", step.network), ("security", step.security)]
+    network = step.network if step.network != "default" else options.network
+    parts += [("cwd", step.cwd), ("user", step.user), ("network", network), ("security", step.security)]
+    parts += [("hostname", step.hostname)] if step.hostname else []
+    parts += [("hosts", " ".join(name for name, _ in options.hosts))] if options.hosts else []
+    parts += [("shm size", str(options.shm_size))] if options.shm_size != RunOptions().shm_size else []
+    parts += [(f"ulimit {name}", f"{soft}:{hard}") for name, soft, hard in options.ulimits]
     parts += [(f"script {path}", data.decode("utf-8", "surrogateescape")) for path, data in step.scripts]
     parts += [_mount_part(mount) for mount in step.mounts]
     return parts
