@@ -66,6 +66,8 @@ def export(image: ImageResult, spec: OutputSpec, names: Sequence[str], store: St
     try:
         size = _write(image, spec.type, where, names, store, folder=not _flag(attributes.get("tar", "true"), "tar"))
     except OSError as error:
+        if where == "-" and isinstance(error, BrokenPipeError):
+            raise  # the reader has seen enough: no mistake of anybody's
         raise BuildError(f"can not write {where}: {error.strerror or error}") from error
     report(ExportFinished(what, time.monotonic() - started, size))
 

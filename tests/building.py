@@ -277,6 +277,7 @@ class Bench:
 
     folder: Path
     environ: dict[str, str] = field(default_factory=dict)
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def root(self) -> Path:
@@ -322,11 +323,22 @@ class Bench:
         return environment(PYBUILD_ROOT=str(self.root), **self.environ)
 
     def start(self, *words: str, **more: Any) -> subprocess.Popen[bytes]:
-        """Begin a command line in a process of its own; the caller waits for it."""
-        return subprocess.Popen(
+        """Begin a command line in a process of its own; `close` ends it when the test did not."""
+        process = subprocess.Popen(
             command(*words), env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, **more,
         )  # fmt: skip
+        self.running.append(process)
+        return process
+
+    def close(self) -> None:
+        """Kill what `start` began and a failing test left."""
+        for process in self.running:
+            process.kill()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+            process.wait()
 
     def words(self, dockerfile: str | None, files: Mapping[str, str | bytes | None] | None = None) -> list[str]:
         """The words of a build of this Dockerfile and these files, which are written for it.
