@@ -175,13 +175,17 @@ class Engine:
         """Do every instruction of a stage, in order."""
         base_config, stage.layers = self._base_of(stage)
         stage.base = base_config
+        last = None
+        if stage.work.lowered and stage.work.plan.stage.index == self._work.target:
+            last = stage.work.lowered[-1]
         for lowered in stage.work.lowered:
             if lowered.step is None:
                 stage.made.append(Made(lowered))
             else:
                 self._do(stage, lowered)
-            if stage.dirty:
-                self._leave_intermediate(stage, lowered)
+            # The target's last instruction leaves the image itself.
+            if stage.dirty and lowered is not last:
+                self._leave_intermediate(stage)
         stage.config = self._config(stage)
 
     def _base_of(self, stage: StageRun) -> tuple[ImageConfig | None, tuple[Layer, ...]]:
@@ -205,25 +209,53 @@ class Engine:
         bare = assemble(stage.base, state, stage.made, labels=labels, created=None)
         fingerprint = digest_of(canonical(bare.to_json()))
         known = self._index.memo("image created", fingerprint)
-        created = float(known) if known else time.time()
+        done = [made.created for made in stage.made if made.created is not None] if stage.dirty else []
+        created = float(known) if known else done[-1] if done else time.time()
         if not known:
             self._index.memoise("image created", fingerprint, repr(created))
         return assemble(stage.base, state, stage.made, labels=labels, created=created)
 
-    def _leave_intermediate(self, stage: StageRun, lowered: Lowered) -> None:
-        """The image of the stage as it is after this instruction, seen with `image ls -a`."""
-        created = next((made.created for made in reversed(stage.made) if made.created is not None), time.time())
+    def _leave_intermediate(self, stage: StageRun) -> None:
+        """The image of the stage as it is after the last instruction done, seen with `image ls -a`."""
+        parent = stage.parent or self._intermediate(stage, len(stage.made) - 1)
+        config = self._config_after(stage, len(stage.made))
+        stage.parent = self._store.put_image(config, stage.layers, parent=parent, intermediate=True).id
+
+    def _intermediate(self, stage: StageRun, count: int) -> Digest | None:
+        """The id of the image that the first `count` instructions leave; None before the first step.
+
+        An earlier build has left it, when all of them came from the cache; it may be gone since.
+        """
+        if not any(made.created is not None for made in stage.made[:count]):
+            return None
+        return digest_of(canonical(self._config_after(stage, count).to_json()))
+
+    def _config_after(self, stage: StageRun, count: int) -> ImageConfig:
+        """The stage's config after its first `count` instructions, its time that of the last step among them."""
+        made = stage.made[:count]
+        times = [one.created for one in made if one.created is not None]
         epoch = self._work.epoch
-        config = assemble(
-            stage.base, lowered.state, stage.made, created=created if epoch is None else epoch, fixed=epoch is not None
+        return assemble(
+            stage.base,
+            made[-1].lowered.state,
+            made,
+            created=times[-1] if epoch is None and times else epoch,
+            fixed=epoch is not None,
         )
-        stage.parent = self._store.put_image(config, stage.layers, parent=stage.parent, intermediate=True).id
 
     def image(self, index: int) -> ImageResult:
         """The finished stage as an image in the store. Idempotent."""
         stage = self._stages[index]
         assert stage.config is not None
-        image = self._store.put_image(stage.config, stage.layers, parent=stage.parent)
+        parent, needs = None, set()
+        if any(other.dirty for other in self._stages.values()):
+            parent = stage.parent or self._intermediate(stage, len(stage.made) - 1)
+            for need in stage.work.plan.needs:
+                other = self._stages[need]
+                needs.add(other.parent or self._intermediate(other, len(other.made)))
+        image = self._store.put_image(
+            stage.config, stage.layers, parent=parent, needs=[need for need in needs if need is not None]
+        )
         return ImageResult(image.id, stage.config, stage.layers, image.manifest)
 
     def counts(self) -> tuple[int, int]:
