@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builder.agents import Agents
 from builder.errors import RunError
 from builder.handlers import files as file_steps
 from builder.handlers.process import Surroundings, describe
@@ -57,10 +58,12 @@ class Runner:
         self._opened = contextlib.ExitStack()
         self._opened.callback(executor.close)
         self._opened.callback(snapshots.close)
+        agents = Agents({source.id: source for source in supplies.ssh})
+        self._opened.callback(agents.close)
         self._around = Surroundings(
             options=supplies.options,
             secrets={source.id: source for source in supplies.secrets},
-            ssh={source.id: source for source in supplies.ssh},
+            agent=agents.socket,
             resolv_conf=_resolv_conf(),
             mounts=store.root / "mounts",
             locate=self._locate,

@@ -29,7 +29,6 @@ from builder.model import (
     SecretMount,
     SecretSource,
     SshMount,
-    SshSource,
     TmpfsMount,
 )
 from cache.snapshots import Root
@@ -45,14 +44,17 @@ Seed = Callable[[Origin, str, Path], None]
 
 
 class Surroundings(Struct, frozen=True):
-    """What every RUN of one build shares. mounts: the folder of persistent cache mounts. resolv_conf: its content."""
+    """What every RUN of one build shares. mounts: the folder of persistent cache mounts. resolv_conf: its content.
+
+    agent: the socket of an ssh mount, None when no agent was given for it.
+    """
 
     options: RunOptions
     mounts: Path
     locate: Locate
     seed: Seed
     secrets: Mapping[str, SecretSource]
-    ssh: Mapping[str, SshSource]
+    agent: Callable[[SshMount], Path | None]
     resolv_conf: bytes
 
 
@@ -146,16 +148,14 @@ def _secret(mount: SecretMount, around: Surroundings) -> bytes | None:
 
 
 def _agent(mount: SshMount, around: Surroundings) -> Path | None:
-    found = around.ssh.get(mount.id)
-    if found is None or found.socket is None:
-        if mount.required:
-            raise BuildError(
-                f"unset ssh forward key {mount.id}",
-                span=mount.span,
-                hint=f"give it with --ssh {mount.id}, with an agent in SSH_AUTH_SOCK, or --ssh {mount.id}=SOCKET",
-            )
-        return None
-    return found.socket
+    found = around.agent(mount)
+    if found is None and mount.required:
+        raise BuildError(
+            f"unset ssh forward key {mount.id}",
+            span=mount.span,
+            hint=f"give it with --ssh {mount.id}, with an agent in SSH_AUTH_SOCK, or --ssh {mount.id}=SOCKET|KEY",
+        )
+    return found
 
 
 def _cache(mount: CacheMount, around: Surroundings, stack: contextlib.ExitStack) -> Bind:
