@@ -84,7 +84,7 @@ class Runner:
             output(data)
 
         with self._snapshots.prepare(layers) as working, contextlib.ExitStack() as opened:
-            spec = describe(step, working.root, Tree(self._store, layers), self._around, opened)
+            spec = describe(step, working.root, Tree(self._store, layers), self._around, opened, stop)
             status = self._executor.run(spec, both, stop)
             if status != 0:
                 command = " ".join(step.argv)

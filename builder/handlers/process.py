@@ -6,11 +6,6 @@ gives; secrets travel in memory only.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
-import os
-import posixpath
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +14,7 @@ from msgspec import Struct
 
 from builder.errors import BuildError
 from builder.executors import Bind, RunSpec, Tmpfs
+from builder.handlers.caches import hold
 from builder.handlers.owners import lookup
 from builder.model import (
     BindMount,
@@ -34,6 +30,9 @@ from builder.model import (
 from cache.snapshots import Root
 
 if TYPE_CHECKING:
+    import contextlib
+    import threading
+
     from cache.entries import Files
 
 Locate = Callable[[Origin, str], tuple[Path | Root, str]]
@@ -58,8 +57,17 @@ class Surroundings(Struct, frozen=True):
     resolv_conf: bytes
 
 
-def describe(step: RunStep, root: Root, parent: Files, around: Surroundings, stack: contextlib.ExitStack) -> RunSpec:
+def describe(
+    step: RunStep,
+    root: Root,
+    parent: Files,
+    around: Surroundings,
+    stack: contextlib.ExitStack,
+    stop: threading.Event,
+) -> RunSpec:
     """The process of `step` in `root`, whose files `parent` shows.
+
+    stack: closed after the RUN. stop: set, it ends waiting for a cache mount that is locked.
 
     Raises BuildError for an unknown user, a required secret or agent that was not given, a mount source that is not
     there.
@@ -69,12 +77,14 @@ def describe(step: RunStep, root: Root, parent: Files, around: Surroundings, sta
     tmpfs: list[Tmpfs] = []
     files: list[tuple[str, bytes, int, int, int]] = [(path, data, 0o755, 0, 0) for path, data in step.scripts]
     env = list(step.env)
+    wanted = [mount for mount in step.mounts if isinstance(mount, CacheMount)]
+    caches = hold(wanted, around.mounts, around.seed, stop, stack)
     for mount in step.mounts:
         match mount:
             case BindMount():
                 binds.append(_bind(mount, around))
             case CacheMount():
-                binds.append(_cache(mount, around, stack))
+                binds.append(Bind(caches[mount.id], mount.target, readonly=mount.readonly))
             case TmpfsMount():
                 tmpfs.append(Tmpfs(mount.target, mount.size))
             case SecretMount():
@@ -156,50 +166,3 @@ def _agent(mount: SshMount, around: Surroundings) -> Path | None:
             hint=f"give it with --ssh {mount.id}, with an agent in SSH_AUTH_SOCK, or --ssh {mount.id}=SOCKET|KEY",
         )
     return found
-
-
-def _cache(mount: CacheMount, around: Surroundings, stack: contextlib.ExitStack) -> Bind:
-    """The persistent folder of a cache mount, locked as `sharing` asks for the time of the RUN.
-
-    shared: a shared lock on the one folder. locked: an exclusive one, waited for. private: the first folder of the id
-    that nobody holds.
-    """
-    name = hashlib.sha256(mount.id.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    number = 0
-    while True:
-        folder = around.mounts / (name if number == 0 else f"{name}.{number}")
-        if _lock(folder.with_suffix(folder.suffix + ".lock"), mount.sharing, stack):
-            break
-        number += 1
-    data = folder / "data"
-    if not data.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "id").write_text(mount.id)
-        fresh = folder / f"new.{os.getpid()}"
-        fresh.mkdir(exist_ok=True)
-        fresh.chmod(mount.mode)
-        with contextlib.suppress(PermissionError):
-            os.chown(fresh, mount.uid, mount.gid)
-        if mount.origin is not None:
-            around.seed(mount.origin, mount.source, fresh)
-        with contextlib.suppress(OSError):  # another build was first: its folder is not empty, or holds the same
-            fresh.rename(data)
-    return Bind(data, mount.target, readonly=mount.readonly)
-
-
-def _lock(path: Path, sharing: str, stack: contextlib.ExitStack) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    how = fcntl.LOCK_SH if sharing == "shared" else fcntl.LOCK_EX
-    try:
-        fcntl.flock(descriptor, how | (fcntl.LOCK_NB if sharing == "private" else 0))
-    except BlockingIOError:
-        os.close(descriptor)
-        return False
-    stack.callback(os.close, descriptor)
-    return True
-
-
-def absolute(target: str, cwd: str) -> str:
-    """A mount's target as a clean absolute path; relative ones start at the step's working directory."""
-    return posixpath.normpath(posixpath.join("/", cwd, target))
