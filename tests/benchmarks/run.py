@@ -157,7 +157,9 @@ def quietly(words: list[str], env: dict[str, str] | None = None) -> str:
 
 def pybuild(work: Path, base: Path) -> Builder:
     store = work / "pybuild"
-    env = {"PYBUILD_ROOT": str(store), "PYTHONPATH": str(ROOT)}
+    # As installed: compiled modules are there, wherever the environment says that none are to be written.
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(work / "compiled")}
+    env = {"PYBUILD_ROOT": str(store), "PYTHONPATH": str(ROOT), **compiled}
     program = shutil.which("pybuild")
     words = [program] if program else [sys.executable, "-m", "builder.cli"]
 
