@@ -48,6 +48,9 @@ _KINDS = {
     stat.S_IFCHR: Kind.CHARACTER,
     stat.S_IFBLK: Kind.BLOCK,
 }
+_KINDS_OF_CONTEXT = (
+    "a folder, a URL, a git repository, docker-image://NAME, oci-layout://DIR[:TAG], docker-archive://FILE or host:"
+)
 ROOT = Entry(b"", Kind.DIRECTORY, 0o755)
 
 
@@ -661,12 +664,19 @@ class _Door(Struct):
     # ------------------------------------------------------------ named contexts
 
     def _opener(self, name: str, value: str) -> Callable[[], Files]:
+        """What opens a named context when it is first asked for; one that is not there is an error at once."""
+        folder = self.here / value
+        if not is_remote(value) and not folder.is_dir():
+            scheme, sign, _ = value.partition("://")
+            if sign:
+                raise BuildError(
+                    f"the build context {name}={value} is of no known kind: {scheme}", hint=_KINDS_OF_CONTEXT
+                )
+            raise BuildError(f"the build context {name}={value} is no directory", hint=_neighbours(folder))
+
         def opened() -> Files:
             if is_remote(value):
                 return self._fetch_context(value)[0]
-            folder = self.here / value
-            if not folder.is_dir():
-                raise BuildError(f"the build context {name}={value} is no directory", hint=_neighbours(folder))
             chosen = folder / ".dockerignore"
             if not chosen.is_file():
                 return Directory(folder, None, self.digests)
@@ -695,7 +705,7 @@ class _Raw(io.RawIOBase):
 
 def is_remote(text: str) -> bool:
     """Whether it is a URL, or another spelling of a git repository."""
-    return re.match(r"(?:https?|git|ssh)://|[\w.-]+@[\w.-]+:|github\.com/", text) is not None
+    return re.match(r"(?:https?|git|ssh|file)://|[\w.-]+@[\w.-]+:|github\.com/", text) is not None
 
 
 def _neighbours(path: Path) -> str:

@@ -85,7 +85,8 @@ class GitRef(Struct, frozen=True):
     def parse(text: str, *, context: bool = False) -> GitRef | None:
         """Read a repository's URL with its fragment `#ref:subdir` and its query; None when it is no repository's.
 
-        context: `github.com/owner/name` is one as well, as for the build context. BuildError for a query that is wrong.
+        context: for the build context, `github.com/owner/name` and `file:///repository` are as well. BuildError for a
+        query that is wrong.
         """
         if context and text.startswith("github.com/"):
             text = "https://" + text
@@ -95,7 +96,7 @@ class GitRef(Struct, frozen=True):
         found = re.fullmatch(r"(?P<remote>[A-Za-z0-9]+://[^?#]*)(?:\?(?P<query>[^#]*))?(?:#(?P<fragment>.*))?", text)
         if found is not None:
             scheme = text.partition("://")[0].lower()
-            if scheme not in {"git", "ssh", "http", "https"}:
+            if scheme not in {"git", "ssh", "http", "https"} and not (context and scheme == "file"):
                 return None
             if scheme in {"http", "https"} and not found["remote"].endswith(".git"):
                 return None

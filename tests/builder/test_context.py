@@ -334,7 +334,7 @@ def test_what_looks_like_no_archive(text: bytes) -> None:
 def test_named_contexts(tmp_path: Path) -> None:
     put(tmp_path, "ctx/Dockerfile", "more/one", "more/drop")
     (tmp_path / "more" / ".dockerignore").write_text("drop\n")
-    named = [("extra", "more"), ("base", "docker-image://busybox"), ("missing", "moer")]
+    named = [("extra", "more"), ("base", "docker-image://busybox")]
     contexts = opened("ctx", here=tmp_path, named=named)
     assert text_of(contexts, "one", "extra") == "more/one"
     extra = contexts.files("extra")
@@ -342,7 +342,7 @@ def test_named_contexts(tmp_path: Path) -> None:
     assert names(extra) == [".dockerignore", "one"]
     assert contexts.files("extra") is extra
     with pytest.raises(BuildError, match="missing=moer is no directory") as caught:
-        contexts.files("missing")
+        opened("ctx", here=tmp_path, named=[("missing", "moer")])
     assert caught.value.hint == "did you mean more?"
     with pytest.raises(BuildError, match="there is no build context base"):
         contexts.files("base")
@@ -387,3 +387,19 @@ def test_unpacked_replaces() -> None:
     assert directory.mode == 0o700
     with pytest.raises(BuildError, match="names no earlier file"):
         files.add(Entry(b"x", Kind.HARDLINK, target=b"none"))
+
+
+# ---------------------------------------------------------------- named contexts, checked at once
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("nosuch", "is no directory"), ("foo://bar", "of no known kind: foo"), ("f", "is no directory")],
+)
+def test_a_named_context_that_is_not_there_is_an_error_even_when_nothing_uses_it(
+    tmp_path: Path, value: str, message: str
+) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    (tmp_path / "f").write_text("")
+    with pytest.raises(BuildError, match=message):
+        open_contexts(".", "", io.BytesIO(), named=[("x", value)], working_dir=tmp_path)

@@ -410,6 +410,18 @@ def test_a_repository_as_context(repository: str, fetcher: Fetcher) -> None:
     assert front(repository + "#main:sub", fetcher, "s") == ("s\n", ["s"])
 
 
+def test_a_repository_of_this_machine_as_context(repository: str, fetcher: Fetcher, tmp_path: Path) -> None:
+    place = f"file://{tmp_path}/www/repo.git"
+    assert front(place, fetcher)[0] == "FROM scratch\n"
+    assert front(f"{place}#v1:sub", fetcher, "s") == ("s\n", ["s"])
+    assert GitRef.parse(place) is None, "ADD knows no such repositories"
+
+
+def test_a_repository_as_context_keeps_git_when_asked_to(repository: str, fetcher: Fetcher) -> None:
+    with open_contexts(repository, "", io.BytesIO(), fetcher=lambda: fetcher, keep_git_dir=True) as contexts:
+        assert contexts.files().entry(b".git/HEAD") is not None
+
+
 def test_a_tar_behind_a_url_as_context(server: Server, fetcher: Fetcher) -> None:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz") as tar:
