@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -18,13 +18,14 @@ from builder import bases, handlers
 from builder.context import is_image, open_contexts
 from builder.engine import Engine, StageWork, Work
 from builder.epoch import plan_of
-from builder.errors import BuildError, raise_all
+from builder.errors import BuildError, DamagedError, gathered, raise_all
 from builder.events import BuildFinished, BuildPlanned, Warned
 from builder.handlers import files
 from builder.model import BuildResult, FileStep, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
 from builder.survey import examine
 from cache.digests import Digests
+from cache.errors import CorruptError
 from cache.index import Index
 from cache.oci import MAX_LAYERS, digest_of
 from cache.reference import Reference
@@ -33,7 +34,7 @@ from grammar.source import Source
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from builder.bases import BaseImage
     from builder.context import Contexts
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from builder.model import BuildRequest, ImageResult, OutputSpec, Plan, StageState
     from cache.oci import Platform
     from cache.store import Store
+    from grammar.source import Span
 
 
 def build(
@@ -160,49 +162,59 @@ def _grammar_stamp() -> str:
 
 
 def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Plan, Work]:
-    """Plan, lower and check; changes nothing but that bases come into the store."""
+    """Plan, lower and check; changes nothing but that bases come into the store.
+
+    Raises BuildError, or BuildErrors: mistakes of one kind do not hide those of another.
+    """
     made = plan_of(request, parsed(contexts.source, store), contexts)
     named = dict(request.build_contexts)
-    made, found = _with_bases(made, named, store, contexts)
-    stages = lower_stages(made, found)
-    images = _images(stages, made.platform, named, store)
-    check_steps(stages, contexts, images)
+    errors: list[BuildError] = []
+    made, found = _with_bases(made, named, store, contexts, errors)
+    stages = lower_stages(made, found, errors)
+    images = _images(stages, made, named, store, errors)
+    check_steps(stages, contexts, images, errors)
+    raise_all(errors)
     supplies = Supplies(request.run, request.secrets, request.ssh)
     fresh = None if request.no_cache else request.no_cache_filter
     return made, Work(stages, made.target, contexts, images, request.labels, fresh, made.epoch, supplies)
 
 
 def _with_bases(
-    made: Plan, named: dict[str, str], store: Store, contexts: Contexts
+    made: Plan, named: dict[str, str], store: Store, contexts: Contexts, errors: list[BuildError]
 ) -> tuple[Plan, dict[int, BaseImage | None]]:
     """The base image of every planned stage that has one, by the stage's index; None for scratch.
 
-    Their triggers may bring further stages into the plan, which then want their bases, too.
+    One that is not to be had is left out, and what is wrong with it goes to `errors`, once for each name. Triggers of
+    bases may bring further stages into the plan, which then want their bases, too.
     """
     found: dict[int, BaseImage | None] = {}
     seen: dict[tuple[str, Platform], BaseImage | None] = {}
+    asked: set[int] = set()
+    lost: set[tuple[str, Platform]] = set()
     while True:
-        missing = [s for s in made.stages if s.base.stage is None and s.stage.index not in found]
+        missing = [s for s in made.stages if s.base.stage is None and s.stage.index not in asked]
         if not missing:
             return made, found
         for stage in missing:
             index = stage.stage.index
             wanted = stage.base.context if stage.base.context is not None else stage.base.image
             name = (wanted, stage.base.platform or made.platform)
-            if name not in seen:
-                try:
+            asked.add(index)
+            if name not in seen and name not in lost:
+                lost.add(name)
+                with gathered(errors), _told_at(stage.stage.from_.image.span, made.dockerfile.source, wanted, made):
                     seen[name] = bases.resolve(*name, named, store, contexts.files)
-                except BuildError as error:
-                    error.span = error.span or stage.stage.from_.image.span
-                    error.source = error.source or made.dockerfile.source
-                    raise
+                    lost.remove(name)
+            if name in lost:
+                continue
             base = found[index] = seen[name]
-            for source, trigger in handlers.image_triggers(base.config if base else None, wanted):
-                made = with_triggers(made, index, [trigger], source)
+            with gathered(errors):
+                for source, trigger in handlers.image_triggers(base.config if base else None, wanted):
+                    made = with_triggers(made, index, [trigger], source)
 
 
 def _images(
-    stages: tuple[StageWork, ...], platform: Platform, named: dict[str, str], store: Store
+    stages: tuple[StageWork, ...], made: Plan, named: dict[str, str], store: Store, errors: list[BuildError]
 ) -> dict[str, BaseImage | None]:
     """The images that COPY --from and mounts name. A context that is files and no image is none of them."""
     found: dict[str, BaseImage | None] = {}
@@ -213,45 +225,56 @@ def _images(
                 if origin.context and is_image(named[origin.context]):
                     name = origin.context
                 if name is not None and name not in found:
-                    try:
-                        found[name] = bases.resolve(name, platform, named, store)
-                    except BuildError as error:
-                        error.span = error.span or lowered.instruction.span
-                        error.source = error.source or lowered.source
-                        raise
+                    found[name] = None
+                    with gathered(errors), _told_at(lowered.instruction.span, lowered.source, name, made):
+                        found[name] = bases.resolve(name, made.platform, named, store)
     return found
 
 
-def lower_stages(made: Plan, found: dict[int, BaseImage | None]) -> tuple[StageWork, ...]:
-    """Every planned stage lowered, in the plan's order. Pure. BuildError, or BuildErrors for several mistakes."""
+@contextmanager
+def _told_at(span: Span, source: Source | None, wanted: str, made: Plan) -> Iterator[None]:
+    """Give the errors of an image that can not be had their place, and the name of the stage that may be meant."""
+    try:
+        yield
+    except CorruptError as error:
+        raise DamagedError(error.message, span=span, source=source, hint=error.hint) from error
+    except BuildError as error:
+        from grammar.suggest import did_you_mean
+
+        error.span = error.span or span
+        error.source = error.source or source
+        stages = [stage.name for stage in made.dockerfile.stages if stage.name]
+        error.hint = did_you_mean(wanted, stages, prefix="the stage ") or error.hint
+        raise
+
+
+def lower_stages(made: Plan, found: dict[int, BaseImage | None], errors: list[BuildError]) -> tuple[StageWork, ...]:
+    """Every planned stage whose base is there lowered, in the plan's order. Pure. Mistakes go to `errors`."""
     work: list[StageWork] = []
     states: dict[int, StageState] = {}
-    errors: list[BuildError] = []
     for stage in made.stages:
         index = stage.stage.index
         scope = made.scope(index)
         base = found.get(index)
         if stage.base.stage is not None:
             if stage.base.stage not in states:
-                continue  # the stage below has mistakes of its own, which are told
+                continue  # its base is not there, which is told
             first = handlers.inherited_state(states[stage.base.stage], scope)
-        else:
+        elif index in found:
             first = handlers.initial_state(base.config if base else None, scope)
-        try:
-            lowered = handlers.lower_all(stage.instructions, first, scope, stage.trigger_sources)
-        except BuildError as error:
-            errors.append(error)
+        else:
             continue
+        lowered = handlers.lower_all(stage.instructions, first, scope, stage.trigger_sources, errors)
         item = StageWork(stage, base, first, lowered)
         states[index] = item.state
         work.append(item)
-    raise_all(errors)
     return tuple(work)
 
 
-def check_steps(work: tuple[StageWork, ...], contexts: Contexts, images: dict[str, BaseImage | None]) -> None:
-    """What can be found wrong before anything runs: sources that are not in their context, too many layers."""
-    errors: list[BuildError] = []
+def check_steps(
+    work: tuple[StageWork, ...], contexts: Contexts, images: dict[str, BaseImage | None], errors: list[BuildError]
+) -> None:
+    """What can be found wrong before anything runs goes to `errors`: sources that are not there, too many layers."""
     for stage in work:
         layers = len(stage.base.layers) if stage.base else 0
         layers += sum(lowered.step is not None for lowered in stage.lowered)
@@ -267,11 +290,8 @@ def check_steps(work: tuple[StageWork, ...], contexts: Contexts, images: dict[st
         for lowered in stage.lowered:
             step = lowered.step
             if isinstance(step, FileStep) and step.origin.context is not None and step.origin.context not in images:
-                try:
+                with gathered(errors):
                     files.check(step, contexts.files(step.origin.context), source=lowered.source)
-                except BuildError as error:
-                    errors.append(error)
-    raise_all(errors)
 
 
 def _origins(step: object) -> list[Origin]:

@@ -55,13 +55,30 @@ class BuildErrors(BuildError):
         self.errors = errors
 
 
+class gathered:  # noqa: N801 - reads as what it does: with gathered(errors)
+    """A block whose BuildError goes to the end of `errors` instead of up: what comes after it may be wrong, too."""
+
+    def __init__(self, errors: list[BuildError]) -> None:
+        self._errors = errors
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        """Take the error, if it is one of the build's."""
+        if isinstance(error, BuildError) and not isinstance(error, CancelledError):
+            self._errors.append(error)
+            return True
+        return False
+
+
 def raise_all(errors: Sequence[BuildError]) -> None:
-    """Raise nothing for no error, the error for one, BuildErrors for several (flat, however deep)."""
-    flat = tuple(one for error in errors for one in (error.errors if isinstance(error, BuildErrors) else (error,)))
+    """Raise nothing for no error, the error for one, BuildErrors for several: flat, in the order of their lines."""
+    flat = [one for error in errors for one in (error.errors if isinstance(error, BuildErrors) else (error,))]
     if len(flat) == 1:
         raise flat[0]
     if flat:
-        raise BuildErrors(flat)
+        raise BuildErrors(tuple(sorted(flat, key=lambda error: error.span.line if error.span else 0)))
 
 
 class RunError(BuildError):
@@ -82,6 +99,12 @@ class RunError(BuildError):
 
 class UnsupportedError(BuildError):
     """What was asked for can not be had here; the hint says what would help."""
+
+
+class DamagedError(BuildError):
+    """Image data that the build was given is not what it says it is."""
+
+    exit_code = 3
 
 
 class CancelledError(BuildError):

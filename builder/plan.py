@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from builder.errors import BuildError, raise_all
+from builder.errors import BuildError, gathered, raise_all
 from builder.model import CONTEXT, Finding, GitSource, Origin, Plan, Scope, StageBase, StagePlan, UrlSource
 from builder.origins import Use, check_earlier, check_reference, context_named, familiar, stage_named, uses
 from builder.platforms import normal_platform, parse_platform
@@ -104,11 +104,15 @@ def plan(
         escape=dockerfile.directives.escape,
     )
     findings: list[Finding] = []
-    bases, scopes = _bases(stages, scope, host, findings)
-    last = _target(target, stages, scope)
+    errors: list[BuildError] = []
+    bases, scopes = _bases(stages, scope, host, findings, errors)
+    last = stages[-1].index
+    with gathered(errors):
+        last = _target(target, stages, scope)
     if platform is not None:
         scopes[last] = replace(scopes[last], forced_platform=wanted)
-    items = _drafts(stages, bases, scopes)
+    items = _drafts(stages, bases, scopes, errors)
+    raise_all(errors)
     needed, unused = _split(items, last, scopes)
     findings += _unconsumed(build_args, dockerfile.global_args, (i for item in items for i in item.instructions))
     return Plan(
@@ -289,20 +293,17 @@ def truth(build_args: Mapping[str, str], name: str) -> bool:
 
 
 def _bases(
-    stages: Sequence[Stage], scope: Scope, host: Platform, findings: list[Finding]
+    stages: Sequence[Stage], scope: Scope, host: Platform, findings: list[Finding], errors: list[BuildError]
 ) -> tuple[list[StageBase], list[Scope]]:
-    """What each stage stands on, and the scope of its instructions."""
+    """What each stage stands on, and the scope of its instructions. Mistakes go to `errors`."""
     bases: list[StageBase] = []
     scopes: list[Scope] = []
-    errors: list[BuildError] = []
     names: dict[str, int] = {}
     for stage in stages:
         here = replace(scope, stage=stage.index, forced_platform=None)
         base = StageBase(image="scratch", platform=here.platform)
-        try:
+        with gathered(errors):
             base = _base(stage.from_, here, names, host, findings)
-        except BuildError as error:
-            errors.append(error)
         if base.stage is not None:
             here = replace(here, platform=scopes[base.stage].platform)
         elif base.platform is not None:
@@ -311,7 +312,6 @@ def _bases(
         scopes.append(here)
         if stage.name:
             names[stage.name] = stage.index
-    raise_all(errors)
     return bases, scopes
 
 
@@ -392,22 +392,21 @@ class _Edge(Struct, frozen=True):
     stage: int
 
 
-def _drafts(stages: Sequence[Stage], bases: Sequence[StageBase], scopes: Sequence[Scope]) -> list[StagePlan]:
-    """Every stage with its edges, whether anything needs it or not, and free of circles."""
+def _drafts(
+    stages: Sequence[Stage], bases: Sequence[StageBase], scopes: Sequence[Scope], errors: list[BuildError]
+) -> list[StagePlan]:
+    """Every stage with its edges, whether anything needs it or not. Mistakes and circles go to `errors`."""
     items: list[StagePlan] = []
     edges: list[list[_Edge]] = []
-    errors: list[BuildError] = []
     for stage, base, scope in zip(stages, bases, scopes, strict=True):
         item = StagePlan(stage, base, triggers=_stage_triggers(base, items), replaced=_replaced(stage, base, scope))
-        try:
-            edges.append(_edges(item.instructions, scope))
-        except BuildError as error:
-            errors.append(error)
-            edges.append([])
+        edges.append([])
+        with gathered(errors):
+            edges[-1] = _edges(item.instructions, scope)
         needs = {edge.stage for edge in edges[-1]} | ({base.stage} if base.stage is not None else set())
         items.append(replace(item, needs=frozenset(needs)))
-    raise_all(errors)
-    _check_circles(edges, scopes)
+    with gathered(errors):
+        _check_circles(edges, scopes)
     return items
 
 

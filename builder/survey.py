@@ -163,11 +163,7 @@ def _lowered(
             first = handlers.inherited_state(states[below], scope)
         else:
             continue
-        try:
-            lowered = handlers.lower_all(stage.instructions, first, scope, stage.trigger_sources)
-        except BuildError as error:
-            errors.append(error)
-            continue
+        lowered = handlers.lower_all(stage.instructions, first, scope, stage.trigger_sources, errors)
         known = index not in unknown if below is None else done[below].known
         states[index] = lowered[-1].state if lowered else first
         done[index] = lint.LintStage(stage, first, lowered, base.config if base else None, known)

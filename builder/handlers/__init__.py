@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from builder.errors import BuildError, raise_all
+from builder.errors import gathered, raise_all
 from builder.handlers.base import (
     image_triggers,
     inherited_state,
@@ -56,6 +56,7 @@ from grammar.instructions import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from builder.errors import BuildError
     from builder.model import Lowered, Scope, StageState
     from grammar.source import Source
 
@@ -72,26 +73,29 @@ def lower(instruction: Instruction, state: StageState, scope: Scope) -> Lowered:
 
 
 def lower_all(
-    instructions: Iterable[Instruction], state: StageState, scope: Scope, sources: Sequence[Source] = ()
+    instructions: Iterable[Instruction],
+    state: StageState,
+    scope: Scope,
+    sources: Sequence[Source] = (),
+    errors: list[BuildError] | None = None,
 ) -> tuple[Lowered, ...]:
     """`lower` for a stage's instructions in their order, each with the state after the one before.
 
     sources: the texts of the first instructions where they stand in others than `scope.source`
     (`StagePlan.trigger_sources`). Raises BuildError, or BuildErrors when several instructions are wrong: one that is
-    does not hide the others.
+    does not hide the others. errors: where mistakes go instead; what is wrong is left out of the result then.
     """
     found: list[Lowered] = []
-    errors: list[BuildError] = []
+    wrong: list[BuildError] = []
     for index, instruction in enumerate(instructions):
         here = scope.of(sources[index]) if index < len(sources) else scope
-        try:
-            lowered = lower(instruction, state, here)
-        except BuildError as error:
-            errors.append(error)
-        else:
-            found.append(lowered)
-            state = lowered.state
-    raise_all(errors)
+        with gathered(wrong):
+            found.append(lower(instruction, state, here))
+            state = found[-1].state
+    if errors is None:
+        raise_all(wrong)
+    else:
+        errors += wrong
     return tuple(found)
 
 
