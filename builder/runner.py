@@ -87,7 +87,7 @@ class Runner:
             spec = describe(step, working.root, Tree(self._store, layers), self._around, opened, stop)
             status = self._executor.run(spec, both, stop)
             if status != 0:
-                command = " ".join(step.argv)
+                command = " ".join(step.argv).replace("\n", "\\n")
                 raise RunError(
                     f'process "{command}" did not complete successfully: exit code: {status}',
                     status,

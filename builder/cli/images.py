@@ -353,20 +353,24 @@ def import_image(given: Given, around: Surroundings) -> int:
 
     from builder.bases import import_rootfs
     from builder.cli.build import platform_of
+    from cache.errors import CorruptError
 
     file, *names = given.words
     source = None if file == "-" else Path(file)
     if source is not None and not source.is_file():
         raise UsageError(f"there is no file {file}", hint="pybuild import ROOTFS.tar NAME")
     with open_store(given, around.environ) as store, _stream(source, around) as stream:
-        image = import_rootfs(
-            stream,
-            names[0] if names else "",
-            store,
-            changes=given.all("change"),
-            message=given.one("message"),
-            platform=platform_of(given.one("platform")),
-        )
+        try:
+            image = import_rootfs(
+                stream,
+                names[0] if names else "",
+                store,
+                changes=given.all("change"),
+                message=given.one("message"),
+                platform=platform_of(given.one("platform")),
+            )
+        except CorruptError as error:
+            raise CorruptError(f"can not import {file}: {error.message}", error.hint) from None
     around.say(image.id)
     return 0
 

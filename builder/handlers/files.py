@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 import re
 import time
 from typing import TYPE_CHECKING, BinaryIO
@@ -78,7 +79,7 @@ def _matches(step: FileStep, source: PathSource, files: Files) -> list[_Match]:
             return _pivoted(source, files)
         return [_Match(source, name, entry) for name, entry in _expand(source.pattern, source, files)]
     except _NotThereError as error:
-        raise _explained(error, files, step.origin) from None
+        raise _explained(error, files, step.origin, source.pattern) from None
 
 
 def _expand(pattern: str, source: PathSource, files: Files) -> list[tuple[bytes, Entry]]:
@@ -220,7 +221,7 @@ def check(step: FileStep, files: Files | None, *, source: Source | None = None) 
         raise
 
 
-def _explained(error: _NotThereError, files: Files, origin: Origin) -> BuildError:
+def _explained(error: _NotThereError, files: Files, origin: Origin, pattern: str) -> BuildError:
     """The error for a missing source with what helps: the ignore file's line, or the nearest name."""
     from grammar.suggest import did_you_mean
 
@@ -235,12 +236,16 @@ def _explained(error: _NotThereError, files: Files, origin: Origin) -> BuildErro
         seen = further
         depth += 1
     hint = did_you_mean(_show(names[depth]), [_show(entry.name) for entry in files.children(seen)])
+    if depth == len(names) - 1 and (link := files.entry(below(seen, names[depth]))) is not None:
+        hint = f"it is a symlink to {_show(link.target)}, which leads to no file in there"
     if isinstance(files, Directory) and (rule := files.hidden_by(error.path)) is not None:
         hint = f"line {rule.line} of {files.ignore_name} leaves it out: {rule.text}"
     if origin.context is not None:
         place = f"the build context {origin.context}".rstrip()
     else:
         place = "the stage" if origin.image is None else f"the image {origin.image}"
+    if not hint and posixpath.normpath(pattern.lstrip("/")).startswith(".."):
+        hint = f"no path climbs out of {place}: there is nothing above its root"
     return BuildError(f"{error.message} in {place}", span=error.span, hint=hint)
 
 
