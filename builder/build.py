@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, BinaryIO
 
+from msgspec.structs import replace
+
 import grammar
 from builder import bases, handlers
 from builder.context import is_image, open_contexts
@@ -21,7 +23,7 @@ from builder.epoch import plan_of
 from builder.errors import BuildError, DamagedError, gathered, raise_all
 from builder.events import BuildFinished, BuildPlanned, Warned
 from builder.handlers import files
-from builder.model import BuildResult, FileStep, Origin, Supplies
+from builder.model import BuildResult, FileStep, Finding, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
 from builder.survey import examine
 from cache.digests import Digests
@@ -174,9 +176,23 @@ def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Pl
     images = _images(stages, made, named, store, errors)
     check_steps(stages, contexts, images, errors)
     raise_all(errors)
+    made = _with_unmet_filters(made, request)
     supplies = Supplies(request.run, request.secrets, request.ssh)
-    fresh = None if request.no_cache else request.no_cache_filter
+    fresh = None if request.no_cache else frozenset(name.lower() for name in request.no_cache_filter)
     return made, Work(stages, made.target, contexts, images, request.labels, fresh, made.epoch, supplies)
+
+
+def _with_unmet_filters(made: Plan, request: BuildRequest) -> Plan:
+    """The plan, with a finding for each --no-cache-filter that no stage is called by."""
+    from grammar.suggest import did_you_mean
+
+    titles = made.scope(made.target).titles
+    found = [
+        Finding("UnknownStage", f"--no-cache-filter {name}: no stage is called so", hint=did_you_mean(name, titles))
+        for name in sorted(request.no_cache_filter)
+        if name.lower() not in titles
+    ]
+    return replace(made, findings=(*made.findings, *found)) if found else made
 
 
 def _with_bases(

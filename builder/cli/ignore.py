@@ -11,6 +11,7 @@ from builder.cli.flags import Command, Flag, UsageError
 if TYPE_CHECKING:
     from builder.cli.flags import Given
     from builder.cli.surroundings import Surroundings
+    from grammar.ignore import Ignore
 
 IGNORE = Command(
     name="ignore",
@@ -43,15 +44,24 @@ def ignore(given: Given, around: Surroundings) -> int:
         if rule is None:
             around.say(f"in   {word}" + ("" if rules else "   (there is no ignore file)"))
         else:
-            around.say(f"{'in' if rule.negated else 'out':<4} {word}   {file}:{rule.line}: {rule.text.strip()}")
+            decided = f"{'in' if rule.negated else 'out':<4} {word}   {file}:{rule.line}: {rule.text.strip()}"
+            around.say(
+                decided + ("" if rule.negated or _prunable(rules, path) else "   (a ! line may bring back parts)")
+            )
     return 0
+
+
+def _prunable(rules: Ignore | None, path: str) -> bool:
+    return rules is None or rules.prunable(path)
 
 
 def _ignore_file(context: Path, given: Given) -> Path | None:
     """--ignorefile, else <Dockerfile>.dockerignore, else the context's .dockerignore; None when there is none."""
     if given.has("ignorefile"):
         return Path(given.one("ignorefile"))
-    dockerfile = given.one("file") or str(context / "Dockerfile")
+    named = given.one("file")
+    usual = [context / name for name in ("Dockerfile", "dockerfile")]
+    dockerfile = Path(named) if named else next((path for path in usual if path.is_file()), usual[0])
     for candidate in (Path(f"{dockerfile}.dockerignore"), context / ".dockerignore"):
         if candidate.is_file():
             return candidate

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from builder.handlers.expansion import Expander, error
-from builder.model import CONTEXT, FileSource, FileStep, InlineSource, Lowered, Origin, PathSource, Scope, StageState
+from builder.model import (
+    CONTEXT,
+    FileSource,
+    FileStep,
+    Finding,
+    GitSource,
+    InlineSource,
+    Lowered,
+    Origin,
+    PathSource,
+    Scope,
+    StageState,
+)
 from builder.origins import resolve, uses
 from builder.remotes import is_git, is_url, remote_source
 from grammar.instructions import Add, Word
@@ -58,6 +70,7 @@ def _transfer(instruction: Copy | Add, state: StageState, scope: Scope, *, origi
     sources += [
         InlineSource(doc.name, expander.body(doc).encode("utf-8", "surrogateescape")) for doc in instruction.heredocs
     ]
+    _note_ineffective(instruction, sources, expander)
     destination, into = join(state.config.working_dir, written)
     step = FileStep(
         origin=origin,
@@ -89,6 +102,19 @@ def _transfer(instruction: Copy | Add, state: StageState, scope: Scope, *, origi
         findings=tuple(expander.findings),
         secrets=frozenset(expander.secrets),
     )
+
+
+def _note_ineffective(instruction: Copy | Add, sources: list[FileSource], expander: Expander) -> None:
+    """Flags that BuildKit takes and that do nothing here: said, not passed over."""
+    source = expander.scope.source
+    for word in instruction.excludes:
+        if "$" in word.text:
+            message = f"--exclude={word.text} is not expanded: a variable in it is a plain text"
+            expander.findings.append(Finding("ExcludeNotExpanded", message, word.span, source))
+    keep = instruction.keep_git_dir if isinstance(instruction, Add) else None
+    if keep is not None and not any(isinstance(each, GitSource) for each in sources):
+        message = "--keep-git-dir has no effect: no source is a git repository"
+        expander.findings.append(Finding("FlagWithoutEffect", message, keep.span, source))
 
 
 def _path(word: Word, scope: Scope) -> PathSource:

@@ -201,6 +201,14 @@ def test_ignore_says_which_line_decided(shell: Shell, tmp_path: Path) -> None:
     assert out == [f"out  a.o   {file}:2: *.o", f"in   keep.o   {file}:4: !keep.o", "in   main.c", "in   ."]
     (context / "Dockerfile.dockerignore").write_text("main.c\n")
     assert shell("ignore", "-C", str(context), "main.c").startswith("out  main.c   ")
+    (context / ".dockerignore").write_text("dir\n!dir/in\n")
+    (context / "Dockerfile.dockerignore").unlink()
+    out = shell("ignore", "-C", str(context), "dir", "dir/in", "dir/out").splitlines()
+    assert out[0].endswith(":1: dir   (a ! line may bring back parts)")
+    assert [line.split()[0] for line in out] == ["out", "in", "out"]
+    (context / "dockerfile").write_text("")
+    (context / "dockerfile.dockerignore").write_text("main.c\n")
+    assert shell("ignore", "-C", str(context), "main.c").startswith("out  main.c   ")
     shell("ignore", "-C", str(context), "../x", code=2)
     shell("ignore", code=2)
 

@@ -80,3 +80,12 @@ def test_a_stop_is_no_mistake() -> None:
     with pytest.raises(CancelledError), gathered(errors):
         raise CancelledError("stopped")
     assert not errors
+
+
+def test_a_filter_that_names_no_stage_is_said(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch AS Build\nFROM scratch\n")
+    err = io.StringIO()
+    around = Surroundings({"PYBUILD_ROOT": str(tmp_path / "store")}, io.BytesIO(), io.StringIO(), err)
+    assert run(["build", "--dry-run", "--no-cache-filter=BUILD,stage-1,buidl", str(tmp_path)], around) == 0
+    assert "--no-cache-filter buidl: no stage is called so\nhint: did you mean build?" in err.getvalue()
+    assert err.getvalue().count("no stage is called so") == 1

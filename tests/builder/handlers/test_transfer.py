@@ -212,3 +212,15 @@ def test_workdir_makes_the_directory_as_the_current_user() -> None:
 
 def test_the_root_is_there_already() -> None:
     assert last("WORKDIR /").step is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("COPY --exclude=$X a /", "--exclude=$X is not expanded: a variable in it is a plain text"),
+        ("ADD --keep-git-dir=true a /", "--keep-git-dir has no effect: no source is a git repository"),
+    ],
+)
+def test_what_has_no_effect_is_said(line: str, message: str) -> None:
+    assert [finding.message for finding in last(line).findings] == [message]
+    assert not last("ADD --keep-git-dir=true --exclude=x https://h/r.git /").findings
