@@ -44,7 +44,7 @@ class StepOutput(Struct, frozen=True):
 
 
 class StepFinished(Struct, frozen=True):
-    """The step is done. size: uncompressed bytes it added; files: entries in its layer; reason: why it was not cached."""
+    """The step is done. size: bytes it added, uncompressed; files: entries in its layer; reason: why it was no hit."""
 
     step: int
     cached: bool

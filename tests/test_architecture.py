@@ -34,8 +34,8 @@ ALLOWED = {"lark", "rich", "isal", "msgspec", "urllib3", "platformdirs"}
 """The dependencies that pyproject.toml names."""
 
 HEAVY = (
-    "argparse", "asyncio", "click", "concurrent.futures", "dataclasses", "isal", "lark", "rich", "sqlite3", "subprocess",
-    "tarfile", "tempfile", "urllib3", "urllib.request", "importlib.metadata",
+    "argparse", "asyncio", "click", "concurrent.futures", "dataclasses", "isal", "lark", "rich", "sqlite3",
+    "subprocess", "tarfile", "tempfile", "urllib3", "urllib.request", "importlib.metadata",
 )  # fmt: skip
 """What the start of every command must not load."""
 

@@ -7,14 +7,17 @@ own mount namespace, so that a crash leaves none behind.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from cache.snapshots import Root
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cache.snapshots import Root
 
 
 class Bind(Struct, frozen=True):
