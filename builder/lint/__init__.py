@@ -16,7 +16,6 @@ from msgspec import Struct
 
 from builder.lint import instructions, stages, values
 from builder.lint.subject import LintStage, Rule, Subject
-from grammar.lines import check_problem
 from grammar.words import BLANKS
 
 if TYPE_CHECKING:
@@ -50,6 +49,8 @@ class Settings(Struct, frozen=True):
         """`skip=A,B|all;error=true;experimental=A,B|all`, any of the three. ValueError says what is wrong."""
         if not text.strip(BLANKS):
             return Settings()
+        from grammar.lines import check_problem  # the scanner, which a build of a known file does not load
+
         problem = check_problem(text.strip(BLANKS))
         if problem:
             raise ValueError(problem)
