@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
 class Bind(Struct, frozen=True):
     """A path of the host shown at `target` in the root: a directory, a file or a socket.
 
-    source: a host path, or a root (of a stage or an image) that is mounted read-only first; `inside` is then the path in
-    it, its symlinks resolved inside that root. discard_writes: writable for the command, on an overlay that is thrown
-    away. target: absolute, to be resolved inside the root.
+    source: a host path, or a root (of a stage or an image) that is mounted read-only first; `inside` is then the path
+    in it, its symlinks resolved inside that root. discard_writes: writable for the command, on an overlay that is
+    thrown away. target: absolute, to be resolved inside the root.
     """
 
     source: Path | Root
