@@ -77,9 +77,12 @@ def build(
         engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
         engine.run()
         image = engine.image(made.target)
-        names = tuple(_tag(name, image, store) for name in request.tags)
+        references = [Reference.parse(tag) for tag in request.tags]
+        names = tuple(reference.full for reference in references)
         for spec in request.outputs:
             _export(image, spec, names, store, report)
+        for reference in references:
+            store.tag(reference, image.id)
     steps, cached = engine.counts()
     result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
     report(BuildFinished(result))
@@ -314,9 +317,3 @@ def _origins(step: object) -> list[Origin]:
     if isinstance(step, FileStep):
         return [step.origin]
     return [origin for mount in getattr(step, "mounts", ()) if (origin := getattr(mount, "origin", None)) is not None]
-
-
-def _tag(name: str, image: ImageResult, store: Store) -> str:
-    reference = Reference.parse(name)
-    store.tag(reference, image.id)
-    return reference.full

@@ -63,11 +63,11 @@ class Entry(Struct, frozen=True):
     """One path of a layer or a tree, with its true owner and mode, whatever the disk below could hold.
 
     path: bytes without a leading or trailing slash and without `.` and `..`; empty for the root directory itself.
-    mode: permission bits and set-id bits only (0o7777). size: bytes of a FILE, else 0. mtime_ns: since the epoch, may be
-    negative. target: a SYMLINK's text; for a HARDLINK the path, in the same form as `path`, of an earlier entry of the
-    same layer. device: major and minor. xattrs: name and value, sorted by name; never those by which overlayfs or
-    pybuild mark things. content: for a FILE where its bytes lie; None where only metadata is known. digest: sha256 of
-    the content in hex when it is known already, else empty.
+    mode: permission bits and set-id bits only (0o7777). size: bytes of a FILE, else 0. mtime_ns: since the epoch,
+    may be negative. target: a SYMLINK's text; for a HARDLINK the path, in the same form as `path`, of an earlier
+    entry of the same layer. device: major and minor. xattrs: name and value, sorted by name; never those by which
+    overlayfs or pybuild mark things. content: for a FILE where its bytes lie; None where only metadata is known.
+    digest: sha256 of the content in hex when it is known already, else empty.
     """
 
     path: bytes
@@ -109,7 +109,7 @@ class Files(Protocol):
         ...
 
     def children(self, path: bytes) -> list[Entry]:
-        """The entries directly in the directory `path` (a resolved path), sorted by name; empty if it is no directory."""
+        """The entries directly in the directory `path` (a resolved path), by name; empty if it is no directory."""
         ...
 
     def resolve(self, path: bytes) -> bytes:
