@@ -34,6 +34,7 @@ COMMANDS = {
     "image tag": ("builder.cli.images", "tag", "Give an image another name"),
     "image rm": ("builder.cli.images", "remove", "Remove names, and images that have no other"),
     "image prune": ("builder.cli.images", "prune", "Remove images that nothing needs"),
+    "cache why": ("builder.cli.caches", "why", "Say why steps of the last build were not in the cache"),
     "import": ("builder.cli.images", "import_image", "Make an image of a root file system in a tar"),
     "ignore": ("builder.cli.ignore", "ignore", "Say which line of .dockerignore decides about paths"),
     "info": ("builder.cli.about", "info", "Show the store, the tier of RUN, and what this machine has"),
@@ -52,6 +53,8 @@ ALIASES = {
     "history": "image history",
     "inspect": "image inspect",
 }
+
+_GROUPS = ("image", "cache")
 
 CODES = """\
 Exit codes: 0 done, 1 the build or command failed, 2 wrong command line, 3 damaged or unusable store or image data,
@@ -129,7 +132,8 @@ def find(arguments: list[str]) -> tuple[str, list[str]]:
         taken = 2 if rest[0] == "--root" else 1
         leading += rest[:taken]
         rest = rest[taken:]
-    if not rest or rest in (["--help"], ["-h"], ["help"], ["image", "--help"], ["image", "-h"]):
+    groups = [[group, flag] for group in _GROUPS for flag in ("--help", "-h")]
+    if not rest or rest in (["--help"], ["-h"], ["help"], *groups):
         return "", []
     if rest == ["--version"]:
         return "version", []
@@ -140,8 +144,8 @@ def find(arguments: list[str]) -> tuple[str, list[str]]:
         name = ALIASES.get(name, name)
         if name in COMMANDS and len(rest) >= count:
             return name, leading + rest[count:]
-    if rest[0] == "image":
-        raise _no_such("image " + rest[1] if len(rest) > 1 else "image", "image ")
+    if rest[0] in _GROUPS:
+        raise _no_such(" ".join(rest[:2]), f"{rest[0]} ")
     if len(rest) > 1 and not rest[0].startswith("-"):
         _refuse_mistyped(rest)
     return "build", leading + rest
