@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from builder.assembly import Made, assemble
 from builder.errors import BuildError, CancelledError
@@ -32,6 +33,7 @@ from builder.model import (
     Supplies,
     UrlSource,
 )
+from cache.claims import Claim
 from cache.errors import StoreError
 from cache.index import Fate, Index, Record, Why, key
 from cache.oci import MAX_LAYERS, canonical, chain_ids, digest_of
@@ -321,11 +323,17 @@ class Engine:
             )
             if record is None:
                 self._miss(stage, number, why)
-                record = self._perform(stage, lowered, number, identity, started)
-                self._index.record(record, parts, place)
-                stage.dirty = True
-            else:
-                stage.cached += 1
+                with contextlib.nullcontext() if fresh else self._claim(identity, number):
+                    # Another build may have done the step since it was looked up.
+                    record = None if fresh else self._lookup(identity, place, parts)[0]
+                    hit = record is not None
+                    if record is None:
+                        record = self._perform(stage, lowered, number, identity, started)
+                        self._index.record(record, parts, place)
+                        stage.dirty = True
+                if hit:
+                    self._fates[number] = replace(self._fates[number], cached=True, reason="", changes=())
+            stage.cached += hit
         except BaseException as error:
             self._report(StepFailed(number, time.monotonic() - started))
             if isinstance(error, BuildError):
@@ -364,6 +372,20 @@ class Engine:
         if oldest is not None and (age := self._index.age(identity)) > oldest:
             return None, Why(f"made {_span(age)} ago, more than {_span(oldest)}")
         return record, Why("")
+
+    def _claim(self, identity: str, number: int) -> Claim:
+        """The right to do the step; whoever else comes to the same one meanwhile waits for its result."""
+        told = False
+
+        def wait(seconds: float) -> None:
+            nonlocal told
+            if not told:
+                self._report(StepOutput(number, b"another build is doing this step: waiting for its result\n"))
+                told = True
+            if self._stop.wait(seconds):
+                raise CancelledError("the build was stopped")
+
+        return Claim(self._store.root, identity, wait)
 
     def _miss(self, stage: StageRun, number: int, why: Why) -> None:
         """Tell that a step is not in the cache; BuildError where it has to be."""

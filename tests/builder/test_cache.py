@@ -14,13 +14,15 @@ from builder.cli.flags import UsageError
 from tests.building import Bench, needs_run, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.close()
 
 
 STAGES = "FROM scratch AS one\nCOPY a /a\nFROM scratch\nARG V=1\nCOPY --from=one /a /x\nCOPY d /d\nCOPY a /v$V\n"
@@ -96,7 +98,7 @@ def test_a_required_cache_fails_at_the_first_miss(bench: Bench) -> None:
     assert list(bench.names()) == ["app:latest"]
     assert not bench.build(None, {}, "--require-cache=one", "--build-arg=V=3").steps[3].cached
     assert "did you mean one?" in bench.build(None, {}, "--require-cache=onne", code=1).err
-    assert bench.build(None, {}, "--require-cache", "--no-cache", code=2)
+    bench.build(None, {}, "--require-cache", "--no-cache", code=2)
 
 
 def test_steps_from_a_line_on_are_done_anew(bench: Bench) -> None:
@@ -104,8 +106,8 @@ def test_steps_from_a_line_on_are_done_anew(bench: Bench) -> None:
     assert [step.cached for step in bench.build(None, {}, "--no-cache-from=6").steps] == [True, True, False, False]
     assert [step.cached for step in bench.build(None, {}, "--no-cache-from", "2").steps] == [False] * 4
     assert "has 8 lines" in bench.build(None, {}, "--no-cache-from=99", code=1).err
-    assert bench.build(None, {}, "--no-cache-from=0", code=2)
-    assert bench.build(None, {}, "--no-cache-from=RUN", code=2)
+    bench.build(None, {}, "--no-cache-from=0", code=2)
+    bench.build(None, {}, "--no-cache-from=RUN", code=2)
 
 
 def test_a_record_that_is_too_old_is_a_miss(bench: Bench) -> None:
@@ -314,3 +316,46 @@ def test_what_does_not_count_of_a_run(built: Bench, what: str) -> None:
     text, *flags = RUN_IGNORED[what]
     hosts = [] if any("near" in flag for flag in flags) else ["--add-host=near:10.0.0.1"]
     assert built.build(text, {}, *hosts, *flags).steps[-1].cached
+
+
+# ---------------------------------------------------------------- the same step in two builds
+
+
+def test_two_builds_at_once_do_a_step_once(bench: Bench) -> None:
+    needs_run()
+    words = bench.words("FROM base\nRUN echo done $RANDOM && sleep 1 && cat /proc/uptime >/f\n", {})
+    builds = [bench.start(*words) for _ in range(3)]
+    events = [[json.loads(line) for line in build.communicate(timeout=60)[1].splitlines()] for build in builds]
+    assert [build.returncode for build in builds] == [0] * 3
+    ended = [event for each in events for event in each if event["event"] == "step-finished"]
+    assert sorted(event["cached"] for event in ended) == [False, True, True]
+    assert len({each[-1]["image"] for each in events}) == 1
+    told = "".join(event["text"] for each in events for event in each if event["event"] == "step-output")
+    assert told.count("waiting for its result") == 2
+    assert not [name for name in os.listdir(bench.root / "tmp") if name.startswith("step-")]
+
+
+def test_the_step_of_a_killed_build_is_free(bench: Bench) -> None:
+    needs_run()
+    words = bench.words("FROM base\nRUN --mount=type=cache,target=/c test -e /c/f || { touch /c/f; sleep 60; }\n", {})
+    first = bench.start(*words)
+    assert first.stderr is not None
+    while b"step-started" not in first.stderr.readline():
+        pass
+    second = bench.start(*words)
+    assert second.stderr is not None
+    while b"waiting for its result" not in (line := second.stderr.readline()):
+        assert line
+    first.kill()
+    first.wait()
+    assert second.wait(timeout=30) == 0
+
+
+def test_a_step_that_fails_is_tried_by_who_waited(bench: Bench) -> None:
+    needs_run()
+    text = "FROM base\nRUN --mount=type=cache,target=/c test -e /c/f || { touch /c/f; sleep 1; false; }\n"
+    words = bench.words(text, {})
+    builds = [bench.start(*words) for _ in range(2)]
+    for build in builds:
+        build.communicate(timeout=60)
+    assert sorted(build.returncode for build in builds) == [0, 1]
