@@ -35,6 +35,11 @@ COMMANDS = {
     "image rm": ("builder.cli.images", "remove", "Remove names, and images that have no other"),
     "image prune": ("builder.cli.images", "prune", "Remove images that nothing needs"),
     "cache why": ("builder.cli.caches", "why", "Say why steps of the last build were not in the cache"),
+    "cache prune": ("builder.cli.caches", "prune", "Cut the cache down: by size, by age, by type"),
+    "cache mounts ls": ("builder.cli.caches", "list_mounts", "List the folders of RUN --mount=type=cache"),
+    "cache mounts rm": ("builder.cli.caches", "remove_mounts", "Remove such folders"),
+    "du": ("builder.cli.caches", "du", "Show what the store takes of the disk"),
+    "fsck": ("builder.cli.caches", "fsck", "Look whether the store is whole"),
     "import": ("builder.cli.images", "import_image", "Make an image of a root file system in a tar"),
     "ignore": ("builder.cli.ignore", "ignore", "Say which line of .dockerignore decides about paths"),
     "info": ("builder.cli.about", "info", "Show the store, the tier of RUN, and what this machine has"),
@@ -46,6 +51,9 @@ ALIASES = {
     "images": "image ls",
     "image list": "image ls",
     "image remove": "image rm",
+    "cache mounts list": "cache mounts ls",
+    "cache mounts remove": "cache mounts rm",
+    "cache du": "du",
     "image import": "import",
     "image build": "build",
     "rmi": "image rm",
@@ -139,7 +147,7 @@ def find(arguments: list[str]) -> tuple[str, list[str]]:
         return "version", []
     if rest[0] == "help":
         rest = [*rest[1:], "--help"]
-    for count in (2, 1):
+    for count in (3, 2, 1):
         name = " ".join(rest[:count])
         name = ALIASES.get(name, name)
         if name in COMMANDS and len(rest) >= count:
