@@ -359,3 +359,79 @@ def test_a_step_that_fails_is_tried_by_who_waited(bench: Bench) -> None:
     for build in builds:
         build.communicate(timeout=60)
     assert sorted(build.returncode for build in builds) == [0, 1]
+
+
+# ---------------------------------------------------------------- the disk
+
+
+def disk(root: Path) -> int:
+    """The blocks of all below a store's folder but the database, each inode once."""
+    seen: dict[tuple[int, int], int] = {}
+    for folder, _, names in os.walk(root):
+        for path in (folder, *(os.path.join(folder, n) for n in names if not n.startswith("pybuild.db"))):
+            status = os.lstat(path)
+            seen[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(seen.values())
+
+
+def test_du_says_what_the_disk_says_and_prune_leaves_images_alone(bench: Bench) -> None:
+    needs_run()
+    text = "FROM base\nRUN --mount=type=cache,id=pip,target=/c echo hi >/c/f; echo 1 >/1\nCOPY a /a\n"
+    bench.build(text, {"a": "1"})
+    bench.build(text, {"a": "2"})
+    before = bench.image()
+    lines = [json.loads(line) for line in bench.pybuild("du", "--format=json").out.splitlines()]
+    # While it is open, the database has a log and a file of shared memory beside it.
+    assert sum(line["size"] for line in lines if line["kind"] != "database") == disk(bench.root)
+    assert {"image", "step", "snapshot", "mount", "database"} <= {line["kind"] for line in lines}
+    table = bench.pybuild("du").out
+    assert table.startswith("TYPE")
+    assert "TYPE" in bench.pybuild("du", "-v").out
+    assert "no terminal" in bench.pybuild("cache", "prune", code=2).err
+    out = bench.pybuild("cache", "prune", "-y").out
+    assert "snapshot: " in out
+    assert "Total reclaimed space: " in out
+    lines = [json.loads(line) for line in bench.pybuild("du", "--format=json").out.splitlines()]
+    assert not {"step", "snapshot", "mount", "listing"} & {line["kind"] for line in lines}
+    assert bench.image().files == before.files
+    assert "whole" in bench.pybuild("fsck").out
+    done = bench.build(text, {"a": "2"})
+    assert [step.cached for step in done.steps] == [True, True]  # their layers are the image's
+    assert bench.build(text, {"a": "3"}).steps[1].cached is False
+
+
+def test_prune_by_age_size_and_type(bench: Bench) -> None:
+    bench.build("FROM scratch\nCOPY a /a\n", {"a": "1"}, tag="")
+    bench.pybuild("image", "prune", "-f")
+    bench.build("FROM scratch AS x\nCOPY a /a\nFROM scratch\nCOPY --from=x /a /b\n", {"a": "2"})
+    for words in (["--older-than=7d"], ["--keep=1GB"], ["-f", "type=mount"], ["--filter=type=step", "--older-than=1d"]):
+        assert bench.pybuild("cache", "prune", *words).out == "Total reclaimed space: 0B\n"
+    for words in (["-f", "type=image"], ["-f", "colour=red"], ["--keep=much"], ["--older-than=1"]):
+        bench.pybuild("cache", "prune", *words, code=2)
+    bench.pybuild("cache", "prune", "--keep=0")
+    assert "whole" in bench.pybuild("fsck").out
+
+
+def test_cache_mounts_are_listed_and_removed(bench: Bench) -> None:
+    needs_run()
+    bench.build("FROM base\nRUN --mount=type=cache,id=pip,target=/c --mount=type=cache,target=/d echo >/c/f\n", {})
+    assert sorted(bench.pybuild("cache", "mounts", "ls", "-q").out.split()) == ["/d", "pip"]
+    assert "LAST USED" in bench.pybuild("cache", "mounts", "ls").out
+    assert "no cache mount has the id pop" in bench.pybuild("cache", "mounts", "rm", "pop", "pip", code=1).err
+    assert bench.pybuild("cache", "mounts", "ls", "-q").out == "/d\n"
+    bench.pybuild("cache", "mounts", "rm", "--all")
+    assert bench.pybuild("cache", "mounts", "ls", "-q").out == ""
+    bench.pybuild("cache", "mounts", "rm", code=2)
+
+
+def test_a_damaged_store_is_told_repaired_and_built_anew(bench: Bench) -> None:
+    bench.build("FROM scratch\nCOPY a /a\n", {"a": "1"})
+    (layer,) = bench.image().layers
+    layer.write_bytes(b"x" * layer.stat().st_size)
+    done = bench.pybuild("fsck", code=3)
+    assert "the image app:latest: its blob" in done.out
+    assert "pybuild fsck --repair removes it; then build" in done.out
+    assert bench.pybuild("fsck", "--repair", "-q", code=3).out == ""
+    bench.pybuild("fsck", code=3)
+    assert not bench.build().steps[0].cached
+    assert "whole" in bench.pybuild("fsck").out
