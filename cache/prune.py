@@ -56,16 +56,6 @@ _BELOW = """
 """An image and all that are built on it or copied from it."""
 
 
-UNNEEDED = """
-    WITH RECURSIVE kept (number) AS (
-        SELECT number FROM images WHERE intermediate = 0
-        UNION SELECT i.parent FROM images i JOIN kept ON i.number = kept.number WHERE i.parent IS NOT NULL
-        UNION SELECT n.needed FROM needs n JOIN kept ON n.image = kept.number
-    ), unneeded (number) AS (SELECT number FROM images WHERE number NOT IN (SELECT number FROM kept))
-"""
-"""The beginning of a query: `unneeded`, the intermediate images that no image that is listed needs."""
-
-
 class Pruned(Struct, frozen=True):
     """What a prune did. deleted: lines as `Store.remove` gives them. bytes: taken off the disk."""
 
@@ -261,16 +251,22 @@ def sweep(store: Store) -> int:
     return sum(_take_away(path) for path in trash) + _clear_temporary(store)
 
 
-def drop_images(connection: Connection) -> None:
-    """Inside a transaction: delete the intermediate images that nothing needs. Their layers stay the cache's."""
-    gone = connection.execute(
-        UNNEEDED + "SELECT number, id, manifest FROM images WHERE number IN unneeded"  # noqa: S608
-    ).fetchall()
-    for number, image_id, manifest in gone:
-        connection.execute("DELETE FROM image_layers WHERE image = ?", (number,))
-        connection.execute("DELETE FROM needs WHERE image = ?1 OR needed = ?1", (number,))
-        connection.execute("DELETE FROM images WHERE number = ?", (number,))
-        doom(connection, (_blob(image_id), _blob(manifest)))
+def drop_intermediates(connection: Connection, digests: Iterable[str]) -> None:
+    """Inside a transaction: delete the intermediate images that have one of these blobs. Their layers stay the cache's.
+
+    What was built on them no longer knows that it was.
+    """
+    find = (
+        "SELECT number, id, manifest FROM images WHERE intermediate = 1 AND (id = ?1 OR manifest = ?1 OR number IN "
+        "(SELECT i.image FROM image_layers i JOIN layers l ON l.number = i.layer WHERE l.digest = ?1))"
+    )
+    for digest in digests:
+        for number, image_id, manifest in connection.execute(find, (digest,)).fetchall():
+            connection.execute("DELETE FROM image_layers WHERE image = ?", (number,))
+            connection.execute("DELETE FROM needs WHERE image = ?1 OR needed = ?1", (number,))
+            connection.execute("UPDATE images SET parent = NULL WHERE parent = ?", (number,))
+            connection.execute("DELETE FROM images WHERE number = ?", (number,))
+            doom(connection, (_blob(image_id), _blob(manifest)))
 
 
 def forget(connection: Connection) -> None:

@@ -2,8 +2,8 @@
 
 Everything below the store's folder is counted once, by the blocks that it occupies, so that the sum is what `du` says:
 
-    image       blobs of the images that are listed, and of the intermediate ones that they need; never pruned here
-    step        layers of the instruction cache that no such image needs, and images that nothing needs
+    image       blobs of the images that are listed; never pruned here
+    step        what only the instruction cache and intermediate images have: layers of stages that were copied from
     snapshot    layers laid out as directories for RUN; made again from their blobs
     listing     what layers hold; made again from their blobs
     fetched     downloads and git checkouts
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from cache.prune import GRACE, UNNEEDED, doom, drop_images, forget, sweep, take_away, to_trash
+from cache.prune import GRACE, doom, drop_intermediates, forget, sweep, take_away, to_trash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -124,9 +124,12 @@ def remove_mount(store: Store, item: Item) -> int | None:
 
 def _blobs(store: Store, disk: _Disk) -> Iterator[Item]:
     query = store.database.query
-    needed = {digest for (digest,) in query(UNNEEDED + _KEPT_BLOBS)}
+    needed = {digest for (digest,) in query(_KEPT_BLOBS)}
     used = {digest: _latest(day) for digest, day in query("SELECT digest, max(used) FROM records GROUP BY digest")}
     steps = dict(query("SELECT digest, step FROM records WHERE digest IS NOT NULL ORDER BY number"))
+    for image_id, manifest, last in query(_LAST_LAYERS):
+        used[image_id] = used[manifest] = used.get(last, 0.0)
+        steps[image_id] = steps[manifest] = f"image after {steps.get(last, last)}"
     for entry in disk.names("blobs/sha256"):
         digest = "sha256:" + entry.name
         path = f"blobs/sha256/{entry.name}"
@@ -142,9 +145,14 @@ def _latest(day: int) -> float:
 
 
 _KEPT_BLOBS = """
-    SELECT id FROM images WHERE number NOT IN unneeded
-    UNION SELECT manifest FROM images WHERE number NOT IN unneeded
-    UNION SELECT l.digest FROM layers l JOIN image_layers i ON i.layer = l.number WHERE i.image NOT IN unneeded
+    SELECT id FROM images WHERE intermediate = 0 UNION SELECT manifest FROM images WHERE intermediate = 0
+    UNION SELECT l.digest FROM layers l JOIN image_layers i ON i.layer = l.number
+    WHERE i.image IN (SELECT number FROM images WHERE intermediate = 0)
+"""
+_LAST_LAYERS = """
+    SELECT m.id, m.manifest, (SELECT l.digest FROM image_layers i JOIN layers l ON l.number = i.layer
+                              WHERE i.image = m.number ORDER BY i.position DESC LIMIT 1)
+    FROM images m WHERE m.intermediate = 1
 """
 
 
@@ -236,18 +244,14 @@ class _Disk:
 
 
 def _drop_steps(connection: Connection, steps: list[Item]) -> None:
-    """Inside a transaction: forget these blobs' records, and images that nothing needs; their files are doomed."""
-    drop_images(connection)
+    """Inside a transaction: forget the records and intermediate images of these blobs; their files are doomed."""
     paths: list[str] = []
     for item in steps:
         digest = "sha256:" + item.path.rpartition("/")[2]
         # A build that ended since may have made an image of it.
-        if connection.execute(
-            "SELECT 1 FROM images WHERE id = ?1 OR manifest = ?1 UNION ALL "
-            "SELECT 1 FROM layers l JOIN image_layers i ON i.layer = l.number WHERE l.digest = ?1",
-            (digest,),
-        ).fetchone():
+        if connection.execute(_IN_IMAGE, (digest,)).fetchone():
             continue
+        drop_intermediates(connection, [digest])
         layers = connection.execute("SELECT chain, diff_id FROM layers WHERE digest = ?", (digest,)).fetchall()
         records = connection.execute("SELECT diff_id FROM records WHERE digest = ?", (digest,)).fetchall()
         if not layers and not records and time.time() - item.used < GRACE:
@@ -258,6 +262,13 @@ def _drop_steps(connection: Connection, steps: list[Item]) -> None:
         paths += [f"snapshots/{chain[7:31]}" for chain, _ in layers]
         paths += [f"listings/{diff_id[7:]}" for diff_id in {row[-1] for row in (*layers, *records)}]
     doom(connection, paths)
+
+
+_IN_IMAGE = """
+    SELECT 1 FROM images WHERE intermediate = 0 AND (id = ?1 OR manifest = ?1) UNION ALL
+    SELECT 1 FROM layers l JOIN image_layers i ON i.layer = l.number JOIN images m ON m.number = i.image
+    WHERE l.digest = ?1 AND m.intermediate = 0
+"""
 
 
 @contextmanager
