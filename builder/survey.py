@@ -49,7 +49,7 @@ class Examined(Struct, frozen=True):
         """BuildError when a finding counts as an error."""
         if self.error and self.findings:
             names = ", ".join(dict.fromkeys(finding.rule for finding in self.findings))
-            hint = f"error=true, of `# check=` or of --build-arg {lint.CHECK}, makes errors of them; skip=RULE leaves one out"
+            hint = "error=true in `# check=` makes errors of them; skip=RULE there leaves one out"
             raise BuildError(f"lint violation found for rules: {names}", hint=hint)
 
 
