@@ -284,8 +284,8 @@ class _Lines:
             self._rest = ""
 
 
-# A terminal too narrow for that much of a title has its lines wrapped.
-_LEAST_TITLE = 16
+# So much of a title matters more than how many files it made and why; where not even so little fits, lines wrap.
+_FAIR_TITLE, _LEAST_TITLE = 16, 8
 
 
 def _failure(event: StepFailed) -> str:
@@ -353,15 +353,15 @@ class _Display:
         self.last_number = max(self.last_number, event.step)
         return view
 
-    def outcome(self, event: StepFinished) -> str:
-        """How a step ended, in few words."""
+    def outcome(self, event: StepFinished) -> list[str]:
+        """How a step ended, in few words; what matters most comes first."""
         if event.cached:
-            return "CACHED"
-        words = f"DONE {human_seconds(event.seconds)}"
+            return ["CACHED"]
+        words = [f"DONE {human_seconds(event.seconds)}"]
         if event.files:
-            words += f"  +{human_size(event.size)} {event.files} file" + "s" * (event.files != 1)
+            words.append(f"  +{human_size(event.size)} {event.files} file" + "s" * (event.files != 1))
         if event.reason:
-            words += self.paint(_DIM, f"  ({printable(event.reason)})")
+            words.append(self.paint(_DIM, f"  ({printable(event.reason)})"))
         return words
 
     def summary(self, result: BuildResult) -> str:
@@ -398,7 +398,7 @@ class Plain(_Display):
                     self._lines(event.step, event.data, final=False)
                 case StepFinished():
                     self._lines(event.step, b"", final=True)
-                    self._end(event.step, self.outcome(event))
+                    self._end(event.step, "".join(self.outcome(event)))
                 case StepFailed():
                     self._lines(event.step, b"", final=True)
                     self._end(event.step, _failure(event))
@@ -586,7 +586,7 @@ class Live(_Display):
                 case StepFailed():
                     view = self.steps.pop(event.step, None)
                     if view is not None:
-                        self._ended(view, self.paint(_DIM if event.cancelled else _RED, _failure(event)))
+                        self._ended(view, [self.paint(_DIM if event.cancelled else _RED, _failure(event))])
                 case Warned():
                     self.findings.append(event.finding)
                 case ExportStarted():
@@ -607,16 +607,19 @@ class Live(_Display):
             self.write("".join(render_finding(finding, colour=self.colour) for finding in self.findings))
             self.findings.clear()
 
-    def _ended(self, view: _StepView, outcome: str) -> None:
-        """The line of a step that is over, with so much of its title as leaves it in one line."""
+    def _ended(self, view: _StepView, outcome: list[str]) -> None:
+        """The line of a step that is over, with so much of its title and outcome as leaves it in one line."""
         title = printable(view.title)
         try:
             width = os.get_terminal_size(self.stream.fileno()).columns
         except (OSError, ValueError):
             width = 0
         if width > 0:
-            title = _clipped(title, max(width - _width(view.label) - _width(printable(outcome)) - 5, _LEAST_TITLE))
-        self._scroll(f" {self.paint(_BLUE, view.label)} {title}  {outcome}")
+            width -= _width(view.label) + 5
+            while len(outcome) > 1 and width - _width(printable("".join(outcome))) < min(_width(title), _FAIR_TITLE):
+                outcome = outcome[:-1]
+            title = _clipped(title, max(width - _width(printable("".join(outcome))), _LEAST_TITLE))
+        self._scroll(f" {self.paint(_BLUE, view.label)} {title}  {''.join(outcome)}")
 
     def _scroll(self, text: str) -> None:
         """A line that stays. While something is being drawn over, the painter puts it above."""

@@ -347,14 +347,17 @@ def test_a_finished_step_takes_one_line_of_the_terminal() -> None:
         for number, title in enumerate(("RUN make " + "long " * 40, "RUN echo " + "日本" * 40, "RUN x"), start=1):
             display(StepStarted(number, "build", 2, 2, title, 2))
             display(StepFinished(number, cached=False, seconds=0.4, size=1_200_000, files=13))
+        display(StepStarted(4, "a-stage-of-a-long-name", 2, 2, "RUN a command that is long", 2))
+        display(StepFinished(4, cached=False, seconds=0.4, size=1_200_000, files=13, reason="no cache"))
         display.close()
         stream.flush()
         lines = os.read(reader, 4096).decode().splitlines()
     os.close(reader)
-    assert [line.endswith("  DONE 0.4s  +1.2MB 13 files") for line in lines] == [True, True, True]
+    assert [line.endswith("  DONE 0.4s  +1.2MB 13 files") for line in lines] == [True, True, True, False]
     assert len(lines[0]) == 59
     assert lines[1].startswith(" [build 2/2] RUN echo 日本日本…  DONE")
     assert "RUN x  DONE" in lines[2]
+    assert lines[3] == " [a-stage-of-a-long-name 2/2] RUN a command tha…  DONE 0.4s"
 
 
 def test_a_low_terminal_says_how_many_more_run(monkeypatch: pytest.MonkeyPatch) -> None:
