@@ -348,11 +348,13 @@ def test_a_beginning_of_several_ids_is_refused(store: Store) -> None:
 def test_an_unknown_name_gets_the_nearest_ones(store: Store) -> None:
     tagged(store, "webservice:1.0", b"a")
     tagged(store, "db", b"b")
+    tagged(store, "localhost:5000/hello", b"c")
     for wrong, right in (
         ("webservcie:1.0", "webservice:1.0"),
         ("webservice", "webservice:1.0"),
         ("webservice:completely-different", "webservice:1.0"),
         ("dbb", "db:latest"),
+        ("localhost:5000/hallo", "localhost:5000/hello:latest"),
     ):
         with pytest.raises(NotFoundError, match=wrong) as caught:
             store.image(wrong)
