@@ -171,7 +171,8 @@ def _refuse_mistyped(words: list[str]) -> None:
         raise UsageError(f"unknown command {words[0]}", hint=FOREIGN[words[0]])
     from grammar.suggest import nearest
 
-    known = {name.partition(" ")[0] for name in (*COMMANDS, *ALIASES)}
+    # In this order, so that of two that are equally near it is `images`, not `image`, and always the same.
+    known = dict.fromkeys(name.partition(" ")[0] for name in (*ALIASES, *COMMANDS))
     close = nearest(words[0], known) if len(words[0]) > 2 else ""
     if close and not (len(words) > 1 and words[1].startswith("-")):
         raise UsageError(f"unknown command {words[0]}", hint=f"did you mean pybuild {close}?")
