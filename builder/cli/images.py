@@ -362,7 +362,7 @@ def import_image(given: Given, around: Surroundings) -> int:
     source = None if file == "-" else Path(file)
     if source is not None and not source.is_file():
         raise UsageError(f"there is no file {file}", hint="pybuild import ROOTFS.tar NAME")
-    with open_store(given, around.environ) as store, _stream(source, around) as stream:
+    with open_store(given, around.environ) as store, store.lease(), _stream(source, around) as stream:
         try:
             image = import_rootfs(
                 stream,
