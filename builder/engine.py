@@ -335,7 +335,8 @@ class Engine:
                     self._fates[number] = replace(self._fates[number], cached=True, reason="", changes=())
             stage.cached += hit
         except BaseException as error:
-            self._report(StepFailed(number, time.monotonic() - started))
+            cancelled = isinstance(error, CancelledError | KeyboardInterrupt)
+            self._report(StepFailed(number, time.monotonic() - started, cancelled))
             if isinstance(error, BuildError):
                 error.mask(lowered.secrets)
                 error.source = error.source or lowered.source
