@@ -77,7 +77,10 @@ class Lease:
         import fcntl
 
         folder = os.path.join(self._store.root, "leases")
-        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"can not use the store {self._store.root}: {error.strerror}") from error
         # Waits while what any build may rely on is being moved away: see `cache.usage`.
         fcntl.flock(self._folder, fcntl.LOCK_SH)
         while True:
@@ -85,6 +88,7 @@ class Lease:
             try:
                 file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
             except OSError as error:
+                os.close(self._folder)
                 raise StoreError(f"can not write to the store {self._store.root}: {error.strerror}") from error
             fcntl.flock(file, fcntl.LOCK_EX)
             # Between open and flock another process may have taken the file for a dead one's.

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -435,4 +437,40 @@ def test_a_damaged_store_is_told_repaired_and_built_anew(bench: Bench) -> None:
     assert bench.pybuild("fsck", "--repair", "-q", code=3).out == ""
     bench.pybuild("fsck", code=3)
     assert not bench.build().steps[0].cached
+    assert "whole" in bench.pybuild("fsck").out
+
+
+def test_builds_prunes_and_kills_side_by_side_leave_a_whole_store(bench: Bench) -> None:
+    needs_run()
+    random = Random(5)
+    text = "FROM base AS one\nARG A=0\nCOPY a$A /a\nRUN cat /a >/b\n"
+    text += "FROM base\nARG B=0\nCOPY --from=one /b /b\nCOPY a$B /c\nRUN echo >/d\n"
+    first = bench.build(text, {"a0": "0", "a1": "1", "a2": "2"}, tag="kept").image
+    running = []
+    for number in range(16):
+        words = [["-t", f"app{number % 3}"], ["--no-cache"]][number % 4 == 0]
+        words = [*words, f"--build-arg=A={random.randrange(3)}", f"--build-arg=B={random.randrange(3)}"]
+        build, *rest = bench.words(None)
+        running.append(bench.start(build, *words, *rest))
+        if number % 3 == 1:
+            running.append(
+                bench.start("cache", "prune", *random.choice([["-y"], ["--keep=10kB"], ["-f", "type=step"]]))
+            )
+        if number % 5 == 2:
+            running.append(bench.start("image", "prune", "-f"))
+        if number % 7 == 3:
+            time.sleep(random.random())
+            running[-1].kill()
+        while sum(process.poll() is None for process in running) > 3:
+            time.sleep(0.02)
+    for process in running:
+        err = process.communicate(timeout=60)[1]
+        assert process.returncode in {0, -9}, err.decode()
+    assert "whole" in bench.pybuild("fsck").out
+    assert bench.names()["kept:latest"] == first
+    assert bench.image("kept").text("/b") == "0"
+    bench.pybuild("image", "prune", "-f")
+    bench.pybuild("cache", "prune", "-y")
+    kinds = [json.loads(line)["kind"] for line in bench.pybuild("du", "--format=json").out.splitlines()]
+    assert set(kinds) <= {"image", "database", "other"}
     assert "whole" in bench.pybuild("fsck").out
