@@ -30,6 +30,7 @@ from builder.model import (
     Origin,
     PathSource,
     RunStep,
+    SecretMount,
     Supplies,
     UrlSource,
 )
@@ -368,7 +369,7 @@ class Engine:
         """The record of a step, or why there is none that may be used."""
         record = self._index.lookup(identity)
         if record is None:
-            return None, self._index.why(place, parts)
+            return None, self._index.why(place, parts, identity)
         oldest = self._work.cache.oldest
         if oldest is not None and (age := self._index.age(identity)) > oldest:
             return None, Why(f"made {_span(age)} ago, more than {_span(oldest)}")
@@ -410,6 +411,8 @@ class Engine:
             case RunStep() as step:
                 parts += [parent, *run_steps.run_parts(step, self._work.supplies.options)]
                 hidden += run_steps.run_secrets(step)
+                if self._work.cache.secrets:
+                    hidden += self._sealed(step)
                 for mount in step.mounts:
                     if isinstance(mount, BindMount):
                         selection = FileStep(mount.origin, (PathSource(mount.source, lowered.instruction.span),), "/")
@@ -422,6 +425,19 @@ class Engine:
             parts = [(name.replace(secret, "***"), value.replace(secret, "***")) for name, value in parts]
             hidden.append(secret.encode("utf-8", "surrogateescape"))
         return parts, hidden
+
+    def _sealed(self, step: RunStep) -> list[bytes]:
+        """What stands for the values of the secrets that a RUN mounts: without the store's own key it tells nothing."""
+        import hmac
+
+        sources = {source.id: source for source in self._work.supplies.secrets}
+        found = []
+        for mount in step.mounts:
+            if isinstance(mount, SecretMount) and mount.id in sources:
+                # One that can not be read is told when the RUN wants it.
+                with contextlib.suppress(OSError):
+                    found.append(hmac.digest(self._store.own_key(), sources[mount.id].read(), "sha256"))
+        return found
 
     def _inputs(self, step: FileStep) -> list[Part]:
         """What of the files that a step takes counts for its key.

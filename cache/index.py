@@ -284,13 +284,13 @@ class Index:
         """Why the step is not in the cache, in a few words; empty when it was never seen."""
         return self.why(step_id, parts).reason
 
-    def why(self, step_id: str, parts: Sequence[Part]) -> Why:
-        """Why the step is not in the cache."""
+    def why(self, step_id: str, parts: Sequence[Part], identity: str = "") -> Why:
+        """Why the step is not in the cache. identity: its key, where it has hidden parts."""
         found = self.differences(step_id, parts)
         if found is None:
             return Why("")
         if not found:
-            rows = self._database.query("SELECT 1 FROM records WHERE key = ?", (key(parts),))
+            rows = self._database.query("SELECT 1 FROM records WHERE key = ?", (identity or key(parts),))
             return Why("its layer is gone from the store" if rows else "a value that is kept secret changed")
         found = [inner for each in found for inner in self._unfolded(each)]
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""

@@ -51,6 +51,7 @@ BUILD = Command(
             many=True,
             bare=True,
         ),
+        Flag("key-secrets", "do a RUN anew when a secret that it mounts has another value than before"),
         Flag("explain", "below each step that is not in the cache, every part that changed, old and new"),
         Flag("platform", "the platform to build for", value="OS/ARCH"),
         Flag(
@@ -248,7 +249,7 @@ def _cache_use(given: Given) -> CacheUse:
     if given.has("require-cache") and given.on("no-cache"):
         raise UsageError("--require-cache and --no-cache can not both be had")
     oldest = duration(given.one("cache-ttl"), "cache-ttl") if given.has("cache-ttl") else None
-    return CacheUse(int(line), oldest, required, given.on("explain"))
+    return CacheUse(int(line), oldest, required, given.on("explain"), given.on("key-secrets"))
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

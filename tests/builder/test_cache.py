@@ -263,6 +263,26 @@ def test_an_octal_chmod_takes_the_sources_mode_out_of_the_key(bench: Bench) -> N
         assert copied(bench) == cached
 
 
+def test_secrets_count_when_asked(bench: Bench) -> None:
+    needs_run()
+    text = "FROM base\nRUN --mount=type=secret,id=token wc -c /run/secrets/token\n"
+
+    def cached(value: str, *flags: str) -> bool:
+        bench.environ["token"] = value
+        done = bench.build(text, {}, "--secret=id=token,env=token", *flags)
+        assert value not in done.err
+        return done.steps[0].cached
+
+    assert [cached("hunter2"), cached("hunter3")] == [False, True]
+    keyed = [cached(value, "--key-secrets") for value in ("hunter2", "hunter2", "hunter3", "hunter3", "hunter2")]
+    assert keyed == [False, True, False, True, True]
+    assert cached("hunter4")
+    assert not cached("hunter4", "--key-secrets")
+    assert "kept secret" in bench.pybuild("cache", "why").out
+    assert (bench.root / "own.key").stat().st_mode & 0o777 == 0o600
+    assert not [path for path in bench.root.rglob("*") if path.is_file() and b"hunter" in path.read_bytes()]
+
+
 def test_a_rebuilt_step_of_equal_bytes_stops_the_avalanche(bench: Bench) -> None:
     text = "FROM scratch AS one\nCOPY a b /in/\nFROM scratch\nCOPY --from=one /in/a /a\nCOPY a /last\n"
     bench.build(text, {"a": "a", "b": "b"})
