@@ -3,6 +3,7 @@
 # mypy: disable-error-code="func-returns-value"
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -13,6 +14,8 @@ import pytest
 
 from builder.cli.build import duration
 from builder.cli.flags import UsageError
+from builder.events import StepFinished, StepMissed, StepStarted
+from builder.terminal import progress
 from tests.building import Bench, needs_run, write
 
 if TYPE_CHECKING:
@@ -494,3 +497,16 @@ def test_builds_prunes_and_kills_side_by_side_leave_a_whole_store(bench: Bench) 
     kinds = [json.loads(line)["kind"] for line in bench.pybuild("du", "--format=json").out.splitlines()]
     assert set(kinds) <= {"image", "database", "other"}
     assert "whole" in bench.pybuild("fsck").out
+
+
+@pytest.mark.parametrize("style", ["tty", "plain", "rawjson", "quiet", "none"])
+def test_every_display_knows_of_misses(style: str) -> None:
+    stream = io.StringIO()
+    display = progress(style, stream)
+    display(StepStarted(1, "one", 2, 2, "COPY a /a", 2))
+    display(StepMissed(1, ("file a: mode 644 → 755", "file \x1b[2Jb added")))
+    display(StepFinished(1, cached=False, seconds=0.1, reason="a: 644 → 755"))
+    display.close()
+    shown = stream.getvalue()
+    assert ("mode 644" in shown) == (style not in {"quiet", "none"})
+    assert "\x1b[2J" not in shown

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cache import usage
+from cache import database, usage
 from cache.check import check
 from cache.index import Index, Record, key
 from cache.oci import LAYER, History, ImageConfig, Layer, chain_ids, digest_of
@@ -238,3 +238,21 @@ def test_what_is_no_blob_and_what_is_missing(store: Store) -> None:
     told = [fault.what for fault in check(store).faults]
     assert "blobs/sha256/README is no blob's name" in told
     assert sum(text.endswith("is missing") for text in told) == 3
+
+
+def test_a_store_of_the_first_schema_keeps_its_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as first:
+        first.setattr(database, "_MIGRATIONS", database._MIGRATIONS[:1])
+        with Store.open(tmp_path / "store") as old, old.database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO records (key, step, size, files, created, seconds, parts) "
+                "VALUES ('k', 's', 0, 0, 5, 1, '[]')"
+            )
+            connection.execute("INSERT INTO memos VALUES ('kind', 'key', x'41')")
+    with Store.open(tmp_path / "store") as new:
+        index = Index(new.database)
+        assert index.lookup("k") == Record("k", None, 0, 0, 5.0, 1.0)
+        assert index.age("k") > 1e9
+        assert new.database.query("SELECT used FROM records") == [(TODAY,)]
+        assert index.memo("kind", "key") == "A"
+        assert index.last_build() is None
