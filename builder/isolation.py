@@ -7,6 +7,7 @@ which the kernel refuses as soon as there is a second thread, so that it comes b
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -179,7 +180,7 @@ def _proot() -> tuple[str, str]:
     if not program:
         return "", "no proot on PATH"
     null = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in (0, 1, 2)]
-    pid = os.posix_spawn(program, [program, "/proc/self/exe", "--version"], os.environ, file_actions=null)
+    pid = os.posix_spawn(program, [program, sys.executable, "-I", "-S", "-c", ""], {}, file_actions=null)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return (program, "") if status == 0 else ("", f"{program} does not work (status {status})")
 

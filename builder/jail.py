@@ -1,4 +1,4 @@
-"""The program that runs one RUN in a chroot, where nothing can be mounted and no namespace made.
+"""The program that runs one RUN in a chroot or by proot, where nothing can be mounted and no namespace made.
 
 Its files are there already: see builder/executors/chroot.py. This process, single-threaded and started for one RUN,
 forks the command and stays behind as the reaper of all its descendants, however they detach themselves: when the
@@ -57,7 +57,7 @@ def main() -> None:
 
 def _child(control: _socket.socket, request: dict[str, Any], code: bytes) -> NoReturn:
     try:
-        _become(request, code)
+        (_trace if request["program"] else _become)(request, code)
     except BaseException as error:
         # Whatever it is, it is the builder's to tell; this process has nobody to tell it to.
         try:
@@ -99,6 +99,25 @@ def _become(request: dict[str, Any], code: bytes) -> NoReturn:
         raise OSError(error.errno, f"user {uid} with groups {ids}: {os.strerror(error.errno or 0)}") from None
     sandbox.end_with_parent()
     sandbox.execute(request["argv"], [os.fsencode(e) for e in request["env"]])
+
+
+def _trace(request: dict[str, Any], code: bytes) -> NoReturn:
+    """Become proot, which shows another root and other ids to what it traces."""
+    sandbox.libc.setsid()
+    os.umask(0o022)
+    output = os.dup(1)
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sandbox.close_at_exec()
+    sandbox.limit(request["ulimits"])
+    sandbox.default_signals((sandbox.SIGPIPE, sandbox.SIGXFSZ))
+    sandbox.no_new_privileges()
+    sandbox.install_filter(code)
+    sandbox.end_with_parent()
+    arguments = [os.fsencode(a) for a in request["argv"]]
+    variables = dict(os.fsencode(e).split(b"=", 1) for e in request["env"])
+    os.execve(request["program"], arguments, variables)  # noqa: S606 - that is what a RUN is
 
 
 def _watch(control: _socket.socket, child: int) -> int:

@@ -514,7 +514,10 @@ def no_new_privileges() -> None:
 
 
 def landlock_version() -> int:
-    """What the kernel knows of Landlock: 0 nothing. https://docs.kernel.org/userspace-api/landlock.html"""
+    """What the kernel knows of Landlock, 0 being nothing.
+
+    https://docs.kernel.org/userspace-api/landlock.html
+    """
     try:
         return _call(SYS_LANDLOCK_CREATE_RULESET, "landlock", None, 0, 1)
     except OSError:

@@ -759,8 +759,9 @@ def _difference(
 
 
 def _mere_copy(entry: Entry, view: Files) -> bool:
-    """Whether a file of the same size and time is that of the layers: chmod to the mode that it has, or it was moved
-    away and back. Overlayfs copies such a file up, and there it is no change either.
+    """Whether a file of the same size and time is that of the layers.
+
+    It was given the mode that it has, or moved away and back. An overlay copies it up, where it is no change either.
     """
     if entry.kind not in {Kind.FILE, Kind.SYMLINK}:
         return False

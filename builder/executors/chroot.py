@@ -1,6 +1,6 @@
 """RUN in a chroot: for root in an ordinary container, which may neither mount nor make namespaces (tier `pod`).
 
-What the tiers with namespaces mount is put into the root for the time of the RUN and taken out again: `_Furnished`.
+What the tiers with namespaces mount is put into the root for the time of the RUN and taken out again: `Furnished`.
 Nothing of it is left in a layer, and after a crash nothing but the working root itself, which the store removes.
 The command is started, watched and ended with all its descendants by builder/jail.py, which says what confines it.
 
@@ -18,34 +18,18 @@ What differs from a mount, and can not be helped without one:
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import socket
-import stat
-import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from builder.errors import BuildError, UnsupportedError
-from builder.executors.conversation import Ended, check, converse
-from cache.disk import Dialect, apply, entry_of, remove_tree
+from builder.executors.conversation import Ended, check, converse_jailed
+from builder.executors.furnishing import Furnished, directory_of
 from cache.errors import StoreError
-from cache.snapshots import DirectoryRoot, OverlayRoot, Seen, contents_of
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
-    from builder.executors import Bind, RunSpec
-    from cache.snapshots import Root
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-_Fill = tuple[str, "Callable[[str, contextlib.ExitStack], None]"]
-"""`dir` or `file`, and what makes it at a path, where nothing is; what it leaves on the stack is done after the RUN."""
+    from builder.executors import RunSpec
 
 
 class ChrootExecutor:
@@ -72,9 +56,9 @@ class ChrootExecutor:
         ended = Ended()
         try:
             with contextlib.ExitStack() as stack:
-                furnished = _Furnished(_directory(spec.root), stack)
+                furnished = Furnished(directory_of(spec.root), stack, nodes=True)
                 reading, writing = furnished.fill(spec)
-                _converse(reading, writing, _describe(spec), output, stop, ended)
+                converse_jailed(reading, writing, _describe(spec), output, stop, ended)
         except (OSError, StoreError) as error:
             raise self._failure(getattr(error, "strerror", None) or str(error)) from error
         if ended.failure is not None:
@@ -88,15 +72,9 @@ class ChrootExecutor:
         return BuildError(f"the command's sandbox could not be set up ({self._tier}): {text}")
 
 
-def _directory(root: Root) -> str:
-    if isinstance(root, OverlayRoot):
-        raise UnsupportedError("a chroot takes a plain directory, not an overlay")
-    return str(root.path)
-
-
 def _describe(spec: RunSpec) -> dict[str, Any]:
     return {
-        "root": _directory(spec.root),
+        "root": directory_of(spec.root),
         "argv": spec.argv,
         "env": spec.env,
         "cwd": spec.cwd,
@@ -104,290 +82,5 @@ def _describe(spec: RunSpec) -> dict[str, Any]:
         "gid": spec.gid,
         "groups": spec.groups,
         "ulimits": spec.ulimits,
+        "program": "",
     }
-
-
-def _converse(
-    reading: int,
-    writing: int,
-    request: dict[str, Any],
-    output: Callable[[bytes], None],
-    stop: threading.Event,
-    ended: Ended,
-) -> None:
-    """Start the process that runs it, and wait for the end of both."""
-    from builder import sandbox
-
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(sandbox.__file__)))
-    # By import, so that it is compiled once and not at every start.
-    start = f"import sys; sys.path.insert(0, {folder!r}); from builder.jail import main; main()"
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            actions = [
-                (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
-                (os.POSIX_SPAWN_DUP2, writing, 1),
-            ]
-            argv = [sys.executable, "-I", "-S", "-c", start]
-            pid = os.posix_spawn(sys.executable, argv, {"LC_ALL": "C.UTF-8"}, file_actions=actions)
-        try:
-            converse(ours, reading, request, output, stop, ended)
-        finally:
-            with contextlib.suppress(OSError):
-                ours.shutdown(socket.SHUT_RDWR)
-            os.waitpid(pid, 0)
-
-
-class _Furnished:
-    """A root in which, until the stack is closed, lies what is mounted elsewhere. No process runs in it before that.
-
-    Everything is taken out through descriptors opened before the RUN: paths may lead elsewhere after it.
-    """
-
-    def __init__(self, root: str, stack: contextlib.ExitStack) -> None:
-        self._root = root
-        self._stack = stack
-        self._folders: dict[str, tuple[int, tuple[int, int]]] = {}
-        self._aside = tempfile.mkdtemp(prefix="aside-", dir=os.path.dirname(root))
-        self._moved = 0
-        stack.callback(remove_tree, self._aside)
-        stack.callback(self._close)
-
-    def fill(self, spec: RunSpec) -> tuple[int, int]:
-        """Put all in its place, outer things first; the two ends of the output."""
-        for name in ("/proc", "/sys"):
-            self._place(name, ("dir", _Empty(0o555)))
-        device = _Devices()
-        self._place("/dev", ("dir", device))
-        wanted: list[tuple[str, _Fill]] = [
-            ("/etc/hosts", ("file", _File(spec.hosts, 0o644, 0, 0))),
-            ("/etc/resolv.conf", ("file", _File(spec.resolv_conf, 0o644, 0, 0))),
-        ]
-        wanted += [(bind.target, _bound(bind)) for bind in spec.binds]
-        wanted += [(tmpfs.target, ("dir", _Empty(tmpfs.mode))) for tmpfs in spec.tmpfs]
-        wanted += [(target, ("file", _File(*rest))) for target, *rest in spec.files]
-        wanted.sort(key=lambda item: item[0].strip("/").count("/"))
-        for target, fill in wanted:
-            self._place(target, fill)
-        for folder, (atime, mtime) in self._folders.values():
-            os.utime(folder, ns=(atime, mtime))
-        self._stack.callback(self._note_times)
-        return device.reading, device.writing
-
-    def _place(self, target: str, fill: _Fill) -> None:
-        from builder import sandbox
-
-        kind, make = fill
-        what = "a directory" if kind == "dir" else "a file"
-        try:
-            parts, found = sandbox.locate(self._root, target)
-            if not parts or (found and found != kind):
-                number = errno.EISDIR if kind == "file" else errno.ENOTDIR
-                raise OSError(number, os.strerror(number))
-            for end in range(1, len(parts)):
-                self._make_folder(parts[:end])
-            path = "/".join((self._root, *parts))
-            folder = self._folder(parts[:-1])
-            if found:
-                self._move_aside(path, folder, parts[-1])
-            # Whatever lies there then: in place of a mount point nothing of the command's could be.
-            self._stack.callback(remove_tree, f"/proc/self/fd/{folder}/{parts[-1]}")
-            make(path, self._stack)
-        except OSError as error:
-            text = error.strerror or str(error)
-            raise OSError(error.errno, f"can not mount {what} at {target}: {text}") from None
-
-    def _make_folder(self, parts: list[str]) -> None:
-        path = "/".join((self._root, *parts))
-        if os.path.lexists(path):
-            return
-        folder = self._folder(parts[:-1])
-        os.mkdir(path)
-        os.chmod(path, 0o755)
-        self._stack.callback(_remove_if_empty, folder, parts[-1])
-
-    def _folder(self, parts: list[str]) -> int:
-        """A descriptor of a directory that something is about to be made in."""
-        path = "/".join((self._root, *parts))
-        if path not in self._folders:
-            folder = os.open(path, _FOLDER)
-            status = os.fstat(folder)
-            self._folders[path] = (folder, (status.st_atime_ns, status.st_mtime_ns))
-        return self._folders[path][0]
-
-    def _move_aside(self, path: str, folder: int, name: str) -> None:
-        self._moved += 1
-        kept = f"{self._aside}/{self._moved}"
-        os.rename(path, kept)
-
-        def put_back() -> None:
-            # The command may have removed the directory that it was in.
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(kept, name, dst_dir_fd=folder)
-
-        self._stack.callback(put_back)
-
-    def _note_times(self) -> None:
-        """Before anything is taken out: the times of the directories, which the command may have changed."""
-        for path, (folder, _) in self._folders.items():
-            status = os.fstat(folder)
-            self._folders[path] = (folder, (status.st_atime_ns, status.st_mtime_ns))
-
-    def _close(self) -> None:
-        for folder, (atime, mtime) in self._folders.values():
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(folder, ns=(atime, mtime))
-            os.close(folder)
-
-
-def _remove_if_empty(folder: int, name: str) -> None:
-    with contextlib.suppress(OSError):
-        os.rmdir(name, dir_fd=folder)
-
-
-class _Empty:
-    """An empty directory."""
-
-    def __init__(self, mode: int) -> None:
-        self._mode = mode
-
-    def __call__(self, path: str, stack: contextlib.ExitStack) -> None:
-        os.mkdir(path)
-        os.chmod(path, self._mode)
-
-
-class _File:
-    """A small file: a script, a secret, /etc/hosts."""
-
-    def __init__(self, data: bytes, mode: int, uid: int, gid: int) -> None:
-        self._data = data
-        self._mode, self._uid, self._gid = mode, uid, gid
-
-    def __call__(self, path: str, stack: contextlib.ExitStack) -> None:
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        view = memoryview(self._data)
-        while view:
-            view = view[os.write(file, view) :]
-        os.fchown(file, self._uid, self._gid)
-        os.fchmod(file, self._mode)
-
-        def forget() -> None:
-            try:
-                os.ftruncate(file, 0)
-                folder, name = os.path.split(path)
-                links = os.fstat(file).st_nlink
-            finally:
-                os.close(file)
-            if links > 1 or (links and not os.path.lexists(path)):
-                raise BuildError(
-                    f"the command moved or linked {name}, which was mounted in {os.path.basename(folder)}",
-                    hint="copy it: what is mounted is no part of the image",
-                )
-
-        stack.callback(forget)
-
-
-class _Devices:
-    """/dev. reading and writing: the ends of the output, which has a name in it."""
-
-    reading = writing = -1
-
-    def __call__(self, path: str, stack: contextlib.ExitStack) -> None:
-        from builder import sandbox
-
-        os.mkdir(path)
-        os.chmod(path, 0o755)
-        for name, major, minor in sandbox.DEVICES:
-            os.mknod(f"{path}/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
-            os.chmod(f"{path}/{name}", 0o666)
-        for name, target in sandbox.LINKS:
-            if name != "stderr":
-                os.symlink(target, f"{path}/{name}")
-        for name, mode in (("pts", 0o755), ("shm", 0o1777), ("mqueue", 0o1777)):
-            os.mkdir(f"{path}/{name}")
-            os.chmod(f"{path}/{name}", mode)
-        os.mkfifo(f"{path}/stderr")
-        os.chmod(f"{path}/stderr", 0o666)
-        # Open for both, so that it never looks ended while a writer may still come.
-        self.reading = os.open(f"{path}/stderr", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        stack.callback(os.close, self.reading)
-        self.writing = os.open(f"{path}/stderr", os.O_WRONLY | os.O_CLOEXEC)
-        stack.callback(os.close, self.writing)
-
-
-def _bound(bind: Bind) -> _Fill:
-    """What shows a bind: a copy of its source. FileNotFoundError when there is none."""
-    from builder import sandbox
-
-    source = _directory(bind.source) if isinstance(bind.source, DirectoryRoot | OverlayRoot) else str(bind.source)
-    if bind.inside:
-        parts, found = sandbox.locate(source, bind.inside)
-        if not found:
-            raise FileNotFoundError(errno.ENOENT, f"/{bind.inside.lstrip('/')}: {os.strerror(errno.ENOENT)}")
-        source = "/".join((source, *parts))
-    mode = os.stat(source).st_mode
-    kept = not bind.readonly and not bind.discard_writes
-    if stat.S_ISDIR(mode):
-        return "dir", _Copy(source, kept=kept)
-    if stat.S_ISSOCK(mode):
-        return "file", _Socket(source)
-    return "file", _CopiedFile(source, kept=kept)
-
-
-class _Copy:
-    """A copy of a directory; kept: what the command changes in it is carried over to the original."""
-
-    def __init__(self, source: str, *, kept: bool) -> None:
-        self._source = source
-        self._kept = kept
-
-    def __call__(self, path: str, stack: contextlib.ExitStack) -> None:
-        os.mkdir(path)
-        apply(contents_of(self._source), Path(path), Dialect.PLAIN)
-        if not self._kept:
-            return
-        copy = os.open(path, _FOLDER)
-        stack.callback(os.close, copy)
-        seen = Seen(f"/proc/self/fd/{copy}")
-        stack.callback(lambda: apply(seen.changes(), Path(self._source), Dialect.PLAIN))
-
-
-class _CopiedFile:
-    """A copy of a file; kept: what the command writes to it is written to the original."""
-
-    def __init__(self, source: str, *, kept: bool) -> None:
-        self._source = source
-        self._kept = kept
-
-    def __call__(self, path: str, stack: contextlib.ExitStack) -> None:
-        full = os.fsencode(self._source)
-        found = entry_of(os.fsencode(os.path.basename(path)), full, os.stat(full))
-        assert found is not None
-        apply([replace(found[0], path=os.fsencode(os.path.basename(path)))], Path(path).parent, Dialect.PLAIN)
-        if self._kept:
-            copy = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            before = os.fstat(copy)
-            stack.callback(self._carry_over, copy, before.st_mtime_ns, before.st_size)
-
-    def _carry_over(self, copy: int, mtime: int, size: int) -> None:
-        with os.fdopen(copy, "rb") as changed:
-            status = os.fstat(copy)
-            if (status.st_mtime_ns, status.st_size) != (mtime, size):
-                with open(self._source, "wb") as original:
-                    while data := changed.read(1 << 20):
-                        original.write(data)
-
-
-class _Socket:
-    """A socket under a second name, by which it can be connected to as well."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-
-    def __call__(self, path: str, stack: contextlib.ExitStack) -> None:
-        try:
-            os.link(self._source, path)
-        except OSError as error:
-            if error.errno == errno.EXDEV:
-                raise OSError(error.errno, f"{self._source} is not on the store's file system") from None
-            raise

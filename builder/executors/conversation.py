@@ -6,10 +6,12 @@ output comes by a pipe of its own.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -100,3 +102,34 @@ def converse(
         pass
     if stopped:
         raise CancelledError("the build was stopped")
+
+
+def converse_jailed(
+    reading: int,
+    writing: int,
+    request: dict[str, Any],
+    output: Callable[[bytes], None],
+    stop: threading.Event,
+    ended: Ended,
+) -> None:
+    """As `converse`, with a process of builder/jail.py's of its own, whose output goes to `writing`."""
+    from builder import sandbox
+
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(sandbox.__file__)))
+    # By import, so that it is compiled once and not at every start.
+    start = f"import sys; sys.path.insert(0, {folder!r}); from builder.jail import main; main()"
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            actions = [
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
+                (os.POSIX_SPAWN_DUP2, writing, 1),
+            ]
+            argv = [sys.executable, "-I", "-S", "-c", start]
+            pid = os.posix_spawn(sys.executable, argv, {"LC_ALL": "C.UTF-8"}, file_actions=actions)
+        try:
+            converse(ours, reading, request, output, stop, ended)
+        finally:
+            with contextlib.suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
+            os.waitpid(pid, 0)
