@@ -169,24 +169,29 @@ class _File:
         self._mode, self._uid, self._gid = mode, uid, gid
 
     def __call__(self, path: str, stack: contextlib.ExitStack) -> None:
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        view = memoryview(self._data)
-        while view:
-            view = view[os.write(file, view) :]
-        if (self._uid, self._gid) != (os.geteuid(), os.getegid()):
-            # An ordinary user can give nothing away.
-            with contextlib.suppress(PermissionError):
-                os.fchown(file, self._uid, self._gid)
-        os.fchmod(file, self._mode)
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            view = memoryview(self._data)
+            while view:
+                view = view[os.write(file, view) :]
+            # Not for writing, which would keep it from being executed.
+            kept = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            stack.callback(os.close, kept)
+            if (self._uid, self._gid) != (os.geteuid(), os.getegid()):
+                # An ordinary user can give nothing away.
+                with contextlib.suppress(PermissionError):
+                    os.fchown(file, self._uid, self._gid)
+            os.fchmod(file, self._mode)
+        finally:
+            os.close(file)
 
         def forget() -> None:
-            try:
-                os.ftruncate(file, 0)
+            status = os.fstat(kept)
+            in_place = os.path.lexists(path) and os.path.samestat(os.lstat(path), status)
+            if status.st_nlink > in_place:
+                os.fchmod(kept, 0o600)
+                os.truncate(f"/proc/self/fd/{kept}", 0)
                 folder, name = os.path.split(path)
-                links = os.fstat(file).st_nlink
-            finally:
-                os.close(file)
-            if links > 1 or (links and not os.path.lexists(path)):
                 raise BuildError(
                     f"the command moved or linked {name}, which was mounted in {os.path.basename(folder)}",
                     hint="copy it: what is mounted is no part of the image",

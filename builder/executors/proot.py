@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from builder.executors import RunSpec
 
+_MISSING = "no such file or directory"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -117,8 +118,20 @@ def _find(root: str, spec: RunSpec, cwd: str) -> str | tuple[int, str]:
         except OSError:
             continue
         if found == "file" and os.access("/".join((root, *parts)), os.X_OK):
-            return candidate
+            return candidate if _interpreted(root, "/".join((root, *parts))) else (sandbox.NOT_FOUND, _MISSING)
         seen = seen or bool(found)
     if seen:
         return sandbox.NOT_EXECUTABLE, "permission denied"
-    return sandbox.NOT_FOUND, "no such file or directory" if "/" in name else "executable file not found in $PATH"
+    return sandbox.NOT_FOUND, _MISSING if "/" in name else "executable file not found in $PATH"
+
+
+def _interpreted(root: str, path: str) -> bool:
+    """Whether the interpreter of a script, if it is one, is there."""
+    from builder import sandbox
+
+    try:
+        with open(path, "rb") as file:
+            words = file.readline(256).split() if file.read(2) == b"#!" else []
+    except OSError:
+        return True  # it may be executable and not readable
+    return not words or sandbox.locate(root, os.fsdecode(words[0]))[1] == "file"
