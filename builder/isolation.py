@@ -179,10 +179,17 @@ def _proot() -> tuple[str, str]:
     program = next((path for path in paths if os.access(path, os.X_OK)), "")
     if not program:
         return "", "no proot on PATH"
+    from tempfile import gettempdir
+
     null = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in (0, 1, 2)]
-    pid = os.posix_spawn(program, [program, sys.executable, "-I", "-S", "-c", ""], {}, file_actions=null)
+    room = {"PROOT_TMP_DIR": gettempdir()}
+    pid = os.posix_spawn(program, [program, sys.executable, "-I", "-S", "-c", ""], room, file_actions=null)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return (program, "") if status == 0 else ("", f"{program} does not work (status {status})")
+    return (
+        (program, "")
+        if status == 0
+        else ("", f"{program} does not work (status {status}; some versions need a writable /tmp)")
+    )
 
 
 def _enter(wanted: tuple[str, ...]) -> Isolation | tuple[str, str]:

@@ -62,7 +62,7 @@ class ProotExecutor:
                 request = {
                     "program": self._program,
                     "argv": self._command(root, cwd, found, spec),
-                    "env": tuple(line for line in spec.env if "=" in line),
+                    "env": (*(line for line in spec.env if "=" in line), *_room(os.path.dirname(root))),
                     "ulimits": spec.ulimits,
                 }
                 converse_jailed(reading, writing, request, output, stop, ended)
@@ -85,6 +85,11 @@ class ProotExecutor:
 
     def _failure(self, text: str) -> BuildError:
         return BuildError(f"the command's sandbox could not be set up ({self._tier}): {text}")
+
+
+def _room(folder: str) -> tuple[str, ...]:
+    """Proot puts a small program where its tracees can execute it: in /tmp, unless told otherwise by a variable."""
+    return () if os.access("/tmp", os.W_OK) else (f"PROOT_TMP_DIR={folder}",)  # noqa: S108 - proot's default
 
 
 def _enter(root: str, cwd: str) -> str:

@@ -69,7 +69,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     made = Desk(tmp_path / "store")
     engine, isolation = ModuleType("builder.build"), ModuleType("builder.isolation")
     engine.build = made.build  # type: ignore[attr-defined]
-    isolation.choose = lambda forced="auto": SimpleNamespace(tier=forced, reason="")  # type: ignore[attr-defined]
+    isolation.choose = lambda forced="auto", _required="": SimpleNamespace(
+        tier=forced, reason="", mechanism="", hint=""
+    )  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "builder.build", engine)
     monkeypatch.setitem(sys.modules, "builder.isolation", isolation)
     return made
