@@ -743,7 +743,7 @@ def _difference(
         status = os.lstat(full)
         found = entry_of(path, full, status)
         assert found is not None
-        entry = found[0]
+        entry = _as_root(*found)
         if old == new:
             pending.append(entry)
             continue
@@ -756,6 +756,14 @@ def _difference(
         yield from pending
         pending.clear()
         yield entry
+
+
+def _as_root(entry: Entry, marks: dict[str, bytes]) -> Entry:
+    """What an ordinary user's process made as root's: in such a place every command believes that it is root."""
+    uid, gid = os.geteuid(), os.getegid()
+    if not uid or OWNER in marks or (entry.uid, entry.gid) != (uid, gid):
+        return entry
+    return replace(entry, uid=0, gid=0)
 
 
 def _mere_copy(entry: Entry, view: Files) -> bool:
