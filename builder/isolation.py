@@ -85,29 +85,29 @@ class Isolation(Struct, frozen=True):
         return sandbox.try_overlay(folder, self.userns)
 
 
-def choose(forced: str = "auto", required: str = "") -> Isolation:
+def choose(forced: str = "auto") -> Isolation:
     """Choose the tier, and enter its user namespace if it has one. Once, before any thread exists.
 
-    forced: `auto`, `namespaces` (the best of its tiers) or a tier's name, `chroot`, `proot`. required: what isolates a
-    RUN must be this or stronger, see REQUIRABLE; empty for anything. With `auto` and nothing required there is always
-    an answer: where no RUN can work, COPY, ADD and the rest still do, and asking for an executor says what is missing.
-    UnsupportedError when what was forced or required can not be had.
+    forced: `auto`, `namespaces` (the best of its tiers), a tier's name, `chroot` or `proot`. With `auto` there is
+    always an answer: where no RUN can work, COPY, ADD and the rest still do, and asking for an executor says why.
+    UnsupportedError when what was forced can not be had.
     """
     if forced not in FORCIBLE:
         names = ", ".join(("auto", "namespaces", *NAMESPACES, "chroot", "proot"))
         raise UnsupportedError(f"isolation {forced!r} is not supported", hint=f"there are: {names}")
-    if required and required not in REQUIRABLE:
-        raise UnsupportedError(
-            f"isolation {required!r} can not be required", hint=f"there are: {', '.join(REQUIRABLE)}"
-        )
-    found = _choose(forced)
-    if required and (not found.mechanism or REQUIRABLE.index(found.mechanism) > REQUIRABLE.index(required)):
+    return _choose(forced)
+
+
+def require(found: Isolation, least: str) -> None:
+    """UnsupportedError unless what isolates a RUN is `least`, one of REQUIRABLE, or stronger."""
+    if least not in REQUIRABLE:
+        raise UnsupportedError(f"isolation {least!r} can not be required", hint=f"there are: {', '.join(REQUIRABLE)}")
+    if not found.mechanism or REQUIRABLE.index(found.mechanism) > REQUIRABLE.index(least):
         what = found.mechanism or "no RUN at all"
         raise UnsupportedError(
-            f"isolation by {required} is required, and here there is {what} (tier {found.tier}): {found.reason}",
+            f"isolation by {least} is required, and here there is {what} (tier {found.tier}): {found.reason}",
             hint=found.hint,
         )
-    return found
 
 
 def _choose(forced: str) -> Isolation:

@@ -29,8 +29,13 @@ def open_store(given: Given, environ: Mapping[str, str]) -> Store:
 def choose_isolation(forced: str = "auto", required: str = "") -> Isolation:
     """The tier of this process, which may enter a user namespace for it: before any thread, at most once.
 
+    required: the least that may isolate a RUN, or empty.
+
     Commands that remove snapshots need it too: in a rootless store they belong to subordinate ids.
     """
-    from builder.isolation import choose
+    from builder.isolation import choose, require
 
-    return choose(forced, required)
+    found = choose(forced)
+    if required:
+        require(found, required)
+    return found

@@ -69,9 +69,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     made = Desk(tmp_path / "store")
     engine, isolation = ModuleType("builder.build"), ModuleType("builder.isolation")
     engine.build = made.build  # type: ignore[attr-defined]
-    isolation.choose = lambda forced="auto", _required="": SimpleNamespace(
-        tier=forced, reason="", mechanism="", hint=""
-    )  # type: ignore[attr-defined]
+    isolation.choose = lambda forced="auto": SimpleNamespace(tier=forced, reason="")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "builder.build", engine)
     monkeypatch.setitem(sys.modules, "builder.isolation", isolation)
     return made
@@ -358,3 +356,9 @@ def test_root_does_not_write_into_the_home_of_who_called_sudo(tmp_path: Path, mo
     monkeypatch.setattr("builder.cli.surroundings._owner", lambda _home: 1000)
     expected = Path(pwd.getpwuid(0).pw_dir) / ".local" / "share" / "pybuild"
     assert store_root("", {"HOME": str(tmp_path)}) == expected
+
+
+def test_rm_is_what_happens_anyway() -> None:
+    assert request_of(read(BUILD, ["--rm", "--force-rm", "."]), {}) == request_of(read(BUILD, ["."]), {})
+    with pytest.raises(UsageError, match="--rm=false is not supported"):
+        request_of(read(BUILD, ["--rm=false", "."]), {})

@@ -40,9 +40,7 @@ class Shell:
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
     isolation = ModuleType("builder.isolation")
-    isolation.choose = lambda forced="auto", _required="": SimpleNamespace(
-        tier=forced, reason="", mechanism="", hint=""
-    )  # type: ignore[attr-defined]
+    isolation.choose = lambda forced="auto": SimpleNamespace(tier=forced, reason="", mechanism="", hint="")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "builder.isolation", isolation)
     return Shell(tmp_path)
 
@@ -187,11 +185,57 @@ def test_prune_asks(shell: Shell, images: dict[str, Digest]) -> None:
 
 def test_templates() -> None:
     row = {"a": {"b": ["x"]}, "s": "t"}
-    assert formatted("{{json .a}} {{.s}} {{.a.b}}", row) == '{"b": ["x"]} t ["x"]'
-    assert formatted("json", row) == json.dumps(row)
-    for wrong in ("x", "{{.none}}", "table {{.s}}", "{{if .s}}"):
+    assert formatted("{{json .a}} {{.s}} {{.a.b}} {{ .a }}", row) == '{"b":["x"]} t [x] map[b:[x]]'
+    assert formatted("json", row) == '{"a":{"b":["x"]},"s":"t"}'
+    for wrong in ("x", "{{.none}}", "{{if .s}}", "{{.s}} {{", '{{.s "x"}}', "{{index .a.b 1}}", '{{index .s "x"}}'):
         with pytest.raises(UsageError):
             formatted(wrong, row)
+
+
+@pytest.mark.parametrize(
+    "form, text",
+    [
+        ("{{index .Tags 1}}", "b"),
+        ('{{index .Config.Labels "x.y"}}', "z"),
+        ('{{index .Config.Labels "none"}}', ""),
+        ('{{join .Tags ", "}}', "a, b"),
+        ("{{len .Tags}} {{upper .Name}}", "2 APP"),
+        ("{{.Config.Cmd}} {{json .Config.Cmd}} {{.Config.User}}{{json .Config.User}}", '[] null ""'),
+        ('{{index .Config.Volumes "x"}}', ""),
+        ("{{.None}} {{.Yes}}", "<nil> true"),
+    ],
+)
+def test_templates_print_as_go_does(form: str, text: str) -> None:
+    config = {"Labels": {"x.y": "z"}}
+    assert formatted(form, {"Tags": ["a", "b"], "Config": config, "Name": "app", "None": None, "Yes": True}) == text
+
+
+def test_a_table_may_have_columns_of_its_own(shell: Shell, images: dict[str, Digest]) -> None:
+    form = "table {{.ID}}\\t{{.Repository}}:{{.Tag}}"
+    assert shell("images", "--format", form, "app").splitlines() == [
+        "IMAGE ID       REPOSITORY:TAG",
+        f"{short(images['app'])}   app:1.0",
+    ]
+    assert shell("images", "--format", form, "nothing") == "IMAGE ID   REPOSITORY:TAG\n"
+    assert shell("history", "--format", "table {{.Size}}", "app:1.0").splitlines()[0] == "SIZE"
+
+
+def test_a_reference_leaves_an_images_other_names_out(shell: Shell, images: dict[str, Digest]) -> None:
+    form = "{{.Repository}}"
+    assert shell("images", "-f", "reference=app", "--format", form) == "app\n"
+    two = shell("images", "-f", "reference=app", "-f", "reference=localhost:5000/team/*", "--format", form)
+    assert sorted(two.split()) == ["app", "localhost:5000/team/app"]
+
+
+def test_history_in_bytes_and_dates(shell: Shell, images: dict[str, Digest]) -> None:
+    form = "{{.Size}} {{.CreatedSince}}"
+    assert shell("history", "-H=false", "--format", form, "app:1.0").splitlines()[0] == "500 2020-01-01T00:00:00Z"
+    assert shell("history", "-H", "--format", "{{.Size}}", "app:1.0").splitlines()[0] == "500B"
+
+
+def test_inspect_knows_images_alone(shell: Shell, images: dict[str, Digest]) -> None:
+    assert shell("inspect", "--type=image", "-f", "{{.Id}}", "app:1.0") == f"{images['app']}\n"
+    shell("inspect", "--type", "container", "app:1.0", code=2)
 
 
 def test_ignore_says_which_line_decided(shell: Shell, tmp_path: Path) -> None:

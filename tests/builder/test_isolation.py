@@ -20,10 +20,13 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become
 
 SCRIPT = """
 import sys, os
-from builder.isolation import choose
+from builder.isolation import choose, require
 from builder.errors import UnsupportedError
 try:
-    chosen = choose(*sys.argv[1].split(","))
+    forced, _, least = sys.argv[1].partition(",")
+    chosen = choose(forced)
+    if least:
+        require(chosen, least)
     print(chosen.tier, chosen.userns, os.geteuid(), sep="|")
     print(chosen.reason)
     print(chosen.hint)
