@@ -36,9 +36,10 @@ class Made(Struct, frozen=True):
 
 
 def rfc3339(seconds: float) -> str:
-    """Seconds since the epoch as the spec writes times, in UTC and whole nanoseconds."""
-    whole = datetime.datetime.fromtimestamp(int(seconds), tz=datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    fraction = f"{seconds % 1:.6f}"[2:].rstrip("0")
+    """Seconds since the epoch as the spec writes times, in UTC, to the microsecond."""
+    whole_seconds, micro = divmod(round(seconds * 1_000_000), 1_000_000)
+    whole = datetime.datetime.fromtimestamp(whole_seconds, tz=datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    fraction = f"{micro:06}".rstrip("0")
     return f"{whole}.{fraction}Z" if fraction else f"{whole}Z"
 
 

@@ -573,7 +573,11 @@ class _Door(Struct):
                 return path
             if path.is_dir():
                 raise BuildError(f"the Dockerfile {file} is a directory", hint=f"-f {file.rstrip('/')}/Dockerfile?")
-            raise BuildError(f"there is no Dockerfile {file}", hint=_neighbours(path))
+            inside = os.path.join(_title(folder, self.here), file)
+            hint = f"-f is read from the working directory; did you mean -f {inside}?"
+            raise BuildError(
+                f"there is no Dockerfile {file}", hint=hint if (folder / file).is_file() else _neighbours(path)
+            )
         for name in ("Dockerfile", "dockerfile"):
             if (folder / name).is_file():
                 return folder / name

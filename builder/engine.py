@@ -299,7 +299,8 @@ class Engine:
             else:
                 stage.cached += 1
         except BaseException as error:
-            self._report(StepFailed(number, time.monotonic() - started))
+            cancelled = isinstance(error, CancelledError | KeyboardInterrupt)
+            self._report(StepFailed(number, time.monotonic() - started, cancelled))
             if isinstance(error, BuildError):
                 error.mask(lowered.secrets)
                 error.source = error.source or lowered.source

@@ -55,10 +55,14 @@ class StepFinished(Struct, frozen=True):
 
 
 class StepFailed(Struct, frozen=True):
-    """The step ended the build; the error itself is raised, and rendered once, by the CLI."""
+    """The step ended the build; the error itself is raised, and rendered once, by the CLI.
+
+    cancelled: not by a fault of its own, but since the user or the fault of another step stopped it.
+    """
 
     step: int
     seconds: float
+    cancelled: bool = False
 
 
 class Warned(Struct, frozen=True):

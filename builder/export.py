@@ -119,6 +119,17 @@ def check(spec: OutputSpec) -> None:
             )
     elif Path(spec.dest).exists() and not Path(spec.dest).is_dir():
         raise BuildError(f"output type={spec.type}: {spec.dest} is not a directory")
+    if spec.dest not in {"", "-"}:
+        _check_writable(Path(spec.dest).absolute())
+
+
+def _check_writable(dest: Path) -> None:
+    """A build of an hour is not to end with a folder that may not be written to. The folder may be yet to be made."""
+    place = dest if dest.is_dir() else dest.parent
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise BuildError(f"can not write {dest}: {place} may not be written to")
 
 
 def _flag(text: str, name: str) -> bool:

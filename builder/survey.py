@@ -49,7 +49,7 @@ class Examined(Struct, frozen=True):
         """BuildError when a finding counts as an error."""
         if self.error and self.findings:
             names = ", ".join(dict.fromkeys(finding.rule for finding in self.findings))
-            hint = "# check=error=true, or the build argument of that name, makes warnings errors"
+            hint = "error=true in `# check=` makes errors of them; skip=RULE there leaves one out"
             raise BuildError(f"lint violation found for rules: {names}", hint=hint)
 
 

@@ -7,6 +7,7 @@ that starts only when a build takes longer than a glance: a build of cached step
 from __future__ import annotations
 
 import codecs
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -105,6 +106,15 @@ def _width(text: str) -> int:
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
     )
+
+
+def _clipped(text: str, width: int) -> str:
+    """`text` in no more than `width` cells, with `…` where some of it is left out."""
+    if _width(text) <= width:
+        return text
+    while _width(text) >= width:
+        text = text[: max(min(width - 1, len(text) - 1), 0)]
+    return text + "…"
 
 
 # ---------------------------------------------------------------- errors
@@ -274,6 +284,14 @@ class _Lines:
             self._rest = ""
 
 
+# So much of a title matters more than how many files it made and why; where not even so little fits, lines wrap.
+_FAIR_TITLE, _LEAST_TITLE = 16, 8
+
+
+def _failure(event: StepFailed) -> str:
+    return f"{'CANCELED' if event.cancelled else 'ERROR'} {human_seconds(event.seconds)}"
+
+
 class _StepView(Struct):
     """A step that is running, as the displays know it."""
 
@@ -335,15 +353,15 @@ class _Display:
         self.last_number = max(self.last_number, event.step)
         return view
 
-    def outcome(self, event: StepFinished) -> str:
-        """How a step ended, in few words."""
+    def outcome(self, event: StepFinished) -> list[str]:
+        """How a step ended, in few words; what matters most comes first."""
         if event.cached:
-            return "CACHED"
-        words = f"DONE {human_seconds(event.seconds)}"
+            return ["CACHED"]
+        words = [f"DONE {human_seconds(event.seconds)}"]
         if event.files:
-            words += f"  +{human_size(event.size)} {event.files} file" + "s" * (event.files != 1)
+            words.append(f"  +{human_size(event.size)} {event.files} file" + "s" * (event.files != 1))
         if event.reason:
-            words += self.paint(_DIM, f"  ({printable(event.reason)})")
+            words.append(self.paint(_DIM, f"  ({printable(event.reason)})"))
         return words
 
     def summary(self, result: BuildResult) -> str:
@@ -380,10 +398,10 @@ class Plain(_Display):
                     self._lines(event.step, event.data, final=False)
                 case StepFinished():
                     self._lines(event.step, b"", final=True)
-                    self._end(event.step, self.outcome(event))
+                    self._end(event.step, "".join(self.outcome(event)))
                 case StepFailed():
                     self._lines(event.step, b"", final=True)
-                    self._end(event.step, f"ERROR {human_seconds(event.seconds)}")
+                    self._end(event.step, _failure(event))
                 case Warned():
                     self.findings.append(event.finding)
                 case ExportStarted():
@@ -484,7 +502,12 @@ class RawJson:
                     "reason": event.reason,
                 }
             case StepFailed():
-                return {"event": "step-failed", "step": event.step, "seconds": round(event.seconds, 6)}
+                return {
+                    "event": "step-failed",
+                    "step": event.step,
+                    "seconds": round(event.seconds, 6),
+                    "cancelled": event.cancelled,
+                }
             case Warned():
                 finding = event.finding
                 return {
@@ -559,12 +582,11 @@ class Live(_Display):
                     self.cached += event.cached
                     self.size += event.size
                     if view is not None:
-                        self._scroll(f" {self.paint(_BLUE, view.label)} {printable(view.title)}  {self.outcome(event)}")
+                        self._ended(view, self.outcome(event))
                 case StepFailed():
                     view = self.steps.pop(event.step, None)
                     if view is not None:
-                        outcome = self.paint(_RED, f"ERROR {human_seconds(event.seconds)}")
-                        self._scroll(f" {self.paint(_BLUE, view.label)} {printable(view.title)}  {outcome}")
+                        self._ended(view, [self.paint(_DIM if event.cancelled else _RED, _failure(event))])
                 case Warned():
                     self.findings.append(event.finding)
                 case ExportStarted():
@@ -584,6 +606,20 @@ class Live(_Display):
         with self.lock:
             self.write("".join(render_finding(finding, colour=self.colour) for finding in self.findings))
             self.findings.clear()
+
+    def _ended(self, view: _StepView, outcome: list[str]) -> None:
+        """The line of a step that is over, with so much of its title and outcome as leaves it in one line."""
+        title = printable(view.title)
+        try:
+            width = os.get_terminal_size(self.stream.fileno()).columns
+        except (OSError, ValueError):
+            width = 0
+        if width > 0:
+            width -= _width(view.label) + 5
+            while len(outcome) > 1 and width - _width(printable("".join(outcome))) < min(_width(title), _FAIR_TITLE):
+                outcome = outcome[:-1]
+            title = _clipped(title, max(width - _width(printable("".join(outcome))), _LEAST_TITLE))
+        self._scroll(f" {self.paint(_BLUE, view.label)} {title}  {''.join(outcome)}")
 
     def _scroll(self, text: str) -> None:
         """A line that stays. While something is being drawn over, the painter puts it above."""
@@ -639,6 +675,11 @@ class Live(_Display):
 
         now = time.monotonic()
         running = list(self.steps.values())
+        more = max(len(running) + len(self.exports) + 2 - height, 0)
+        if more:
+            # One line more for saying so.
+            more = min(more + 1, len(running))
+            running = running[: len(running) - more]
         room = max(height - 3 - len(running), 0)
         each = min(self.TAIL, room // max(len(running), 1))
         picture = Text(no_wrap=True, overflow="ellipsis")
@@ -651,6 +692,8 @@ class Live(_Display):
                 tail = Text(f"     {line}", "dim")
                 tail.truncate(max(width - 1, 10), overflow="ellipsis")
                 picture.append(tail).append("\n")
+        if more:
+            picture.append(f" > {more} more\n", "bold green")
         for what in self.exports:
             writing = Text(f" > writing {printable(what)}")
             writing.truncate(max(width - 1, 10), overflow="ellipsis")

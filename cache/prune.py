@@ -35,9 +35,6 @@ _GRACE = 60.0
 _UNASKED_DAYS = 30
 """Days after which the stat cache of a context folder that no build has asked for is dropped."""
 
-_OLD_DIRECTORY = 3600.0
-"""Seconds after which a directory in `tmp/` is taken for a dead process's: no lock says whether it is."""
-
 _TRASH = "trash-"
 """How names of `tmp/` begin that anyone may remove at any time."""
 
@@ -353,9 +350,9 @@ def _orphans(store: Store, connection: Connection) -> list[str]:
 
 
 def _clear_temporary(store: Store) -> int:
-    """Remove what dead processes left in `tmp/`: files that no `BlobWriter` has locked, and old directories.
+    """Remove what dead processes left in `tmp/`: files that no `BlobWriter` has locked, and directories.
 
-    What is younger than a running build is left to it.
+    What is younger than a running build is left to it; whoever makes directories there holds a lease.
     """
     import fcntl
 
@@ -374,7 +371,7 @@ def _clear_temporary(store: Store) -> int:
                     freed += _take_away(entry.path)
                 finally:
                     os.close(file)
-        elif status.st_mtime < now - _OLD_DIRECTORY:
+        else:
             freed += _take_away(entry.path)
     return freed
 

@@ -505,9 +505,13 @@ class Store:
         from difflib import get_close_matches
 
         names = [familiar_name(name) for (name,) in self.database.query("SELECT name FROM names")]
-        found = get_close_matches(text, names, 3) or get_close_matches(text + ":latest", names, 3)
+        tagged = ":" in text.rpartition("/")[2]
+        found = get_close_matches(text, names, 3) if tagged else []
         if not found:
-            found = sorted(name for name in names if name.rpartition(":")[0] == text.partition(":")[0])[:3]
+            # A tag that is the same would make any two short names alike.
+            wanted = text.rpartition(":")[0] if tagged else text
+            alike = get_close_matches(wanted, sorted({name.rpartition(":")[0] for name in names}), 3)
+            found = [name for each in alike for name in sorted(names) if name.rpartition(":")[0] == each][:3]
         return f"did you mean {' or '.join(found)}?" if found else ""
 
     # ------------------------------------------------------------ index.json

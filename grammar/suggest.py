@@ -9,10 +9,13 @@ if TYPE_CHECKING:
 
 
 def nearest(word: str, choices: Iterable[str], *, ignore_case: bool = False) -> str:
-    """The choice that two slips of the finger (a letter more, less, other, or two swapped) make of `word`, or empty."""
+    """The choice that two slips of the finger (a letter more, less, other, or two swapped) make of `word`, or empty.
+
+    A word of up to three letters has room for one: two of them make anything of it.
+    """
     sought = word.lower() if ignore_case else word
     best = ""
-    fewest = min(3, len(sought))
+    fewest = min(3, len(sought) // 2 + 1)
     for choice in choices:
         candidate = choice.lower() if ignore_case else choice
         if candidate == sought or abs(len(candidate) - len(sought)) >= fewest:

@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import pytest
 
+from cache.index import key
 from cache.oci import canonical, digest_of
 from tests.building import Bench, archive, command, image_of, member, needs_ids, needs_run, privileged, processes, write
 
@@ -51,6 +52,22 @@ def test_01_cache_key_parts_do_not_run_together(bench: Bench) -> None:
         done = bench.build(f"FROM base\n{other}\n")
         assert not any(done.cached.values()), (one, other)
         assert bench.image().diff_ids != first.diff_ids, (one, other)
+
+
+@pytest.mark.parametrize("sign", ["-", " ", "\0", "\n", "=", ",", ":", ";", "/", ""])
+def test_01_cache_key_parts_are_framed(sign: str) -> None:
+    """Whatever stands between the parts can stand in them, too."""
+    one = [[("a", f"b{sign}c{sign}d{sign}e")], [(f"a{sign}b{sign}c{sign}d", "e")]]
+    two = [
+        [("a", f"b{sign}c"), ("d", "e")],
+        [(f"a{sign}b", "c"), ("d", "e")],
+        [("a", "b"), (f"c{sign}d", "e")],
+        [("a", "b"), ("c", f"d{sign}e")],
+    ]
+    keys = [key(parts) for parts in one + two]
+    keys += [key(two[0], hidden=[f"x{sign}y".encode()]), key(two[0], hidden=[b"x", b"y"])]
+    keys += [key([*two[0], ("x", "y")])]
+    assert len(set(keys)) == len(keys)
 
 
 def test_02_a_renamed_file_in_a_directory_is_a_miss(bench: Bench) -> None:

@@ -41,6 +41,22 @@ COMMANDS = {
 }
 """name: (module, function, summary). The function's Command is the module's value of the same name in capitals."""
 
+FOREIGN = {
+    "buildx": "leave the word out: pybuild build takes buildx's flags",
+    "builder": "pybuild image prune frees what no image needs",
+    "system": "pybuild info says what is in the store, pybuild image prune frees what no image needs",
+    "bud": "did you mean pybuild build?",
+    "load": "pybuild import FILE NAME makes an image of a root file system; an image's archive is a base by "
+    "--build-context NAME=docker-archive://FILE",
+    "save": "pybuild build -o type=docker,dest=FILE writes an image for docker load",
+    "pull": "this version speaks to no registry; bases come from the store and --build-context",
+    "push": "this version speaks to no registry; -o type=oci,dest=FILE is for skopeo copy",
+    "login": "this version speaks to no registry",
+    "run": "pybuild only builds; -o type=docker,dest=- | docker load, and docker run",
+    "ps": "pybuild only builds: it has no containers",
+}
+"""What docker and buildah have and pybuild has not, with what to do instead."""
+
 ALIASES = {
     "images": "image ls",
     "image list": "image ls",
@@ -131,7 +147,7 @@ def find(arguments: list[str]) -> tuple[str, list[str]]:
         rest = rest[taken:]
     if not rest or rest in (["--help"], ["-h"], ["help"], ["image", "--help"], ["image", "-h"]):
         return "", []
-    if rest == ["--version"]:
+    if rest in (["--version"], ["-v"]):
         return "version", []
     if rest[0] == "help":
         rest = [*rest[1:], "--help"]
@@ -142,18 +158,23 @@ def find(arguments: list[str]) -> tuple[str, list[str]]:
             return name, leading + rest[count:]
     if rest[0] == "image":
         raise _no_such("image " + rest[1] if len(rest) > 1 else "image", "image ")
-    if len(rest) > 1 and not rest[0].startswith("-"):
+    if not rest[0].startswith("-"):
         _refuse_mistyped(rest)
     return "build", leading + rest
 
 
 def _refuse_mistyped(words: list[str]) -> None:
-    """`pybuild iamge ls` is no build with two contexts."""
+    """`pybuild iamge ls` is no build with two contexts, and `pybuild imags` none of a folder that is not there."""
+    if len(words) == 1 and ("/" in words[0] or "." in words[0] or os.path.lexists(words[0])):
+        return
+    if words[0] in FOREIGN and not (len(words) > 1 and os.path.isdir(words[0])):
+        raise UsageError(f"unknown command {words[0]}", hint=FOREIGN[words[0]])
     from grammar.suggest import nearest
 
-    known = {name.partition(" ")[0] for name in (*COMMANDS, *ALIASES)}
+    # In this order, so that of two that are equally near it is `images`, not `image`, and always the same.
+    known = dict.fromkeys(name.partition(" ")[0] for name in (*ALIASES, *COMMANDS))
     close = nearest(words[0], known) if len(words[0]) > 2 else ""
-    if close and not words[1].startswith("-"):
+    if close and not (len(words) > 1 and words[1].startswith("-")):
         raise UsageError(f"unknown command {words[0]}", hint=f"did you mean pybuild {close}?")
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _NO_REGISTRY = "this version speaks to no registry; bases come from the store and --build-context"
 _NO_LIMITS = "limits on processor and memory of a RUN are not supported; limit pybuild itself, such as by systemd-run"
-_NO_CONTAINER = "there is no intermediate container that it could be about: leave it out"
 
 BUILD = Command(
     name="build",
@@ -97,8 +96,8 @@ BUILD = Command(
         Flag("security-opt", value="OPTION", many=True, unsupported="RUN --security and --allow are there instead"),
         Flag("squash", unsupported="squashing is not in this version; COPY --from a stage gives one layer"),
         Flag("compress", unsupported="the context is read where it lies, not sent: leave it out"),
-        Flag("rm", unsupported=_NO_CONTAINER),
-        Flag("force-rm", unsupported=_NO_CONTAINER),
+        Flag("rm", "as always here: no container is left behind"),
+        Flag("force-rm", "as always here: none is left by a failed build either"),
     ),
     notes="""\
 The image is kept in the store, under its names, as an OCI image. Standard error shows the progress; standard output is
@@ -191,6 +190,8 @@ def style_of(given: Given, environ: Mapping[str, str]) -> str:
 
 def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
     """What was asked for, each value checked. UsageError for the first that is wrong."""
+    if given.has("rm") and not given.on("rm"):
+        raise UsageError("--rm=false is not supported", hint="no container is ever left behind to be kept")
     context, file = given.words[0], given.one("file")
     if context == "-" and file == "-":
         raise UsageError(

@@ -95,7 +95,7 @@ def read(command: Command, arguments: list[str]) -> Given:
             name, sign, value = argument[2:].partition("=")
             flag = long.get(name)
             if flag is None:
-                raise _unknown(command, f"--{name}", [f"--{known}" for known in long])
+                raise _unknown(command, f"--{name}", list(long))
             _take(values, flag, f"--{name}", value if sign else None, rest)
         elif argument.startswith("-") and argument != "-":
             letters = argument[1:]
@@ -103,7 +103,7 @@ def read(command: Command, arguments: list[str]) -> Given:
                 flag = short.get(letters[0])
                 spelling, letters = f"-{letters[0]}", letters[1:]
                 if flag is None:
-                    wanted = [f"--{known}" for known in long] if len(argument) > 2 else []
+                    wanted = list(long) if len(argument) > 2 else []
                     raise _unknown(command, argument if len(argument) > 2 else spelling, wanted)
                 value = None
                 if letters and (flag.value or letters[0] == "="):
@@ -151,7 +151,7 @@ def _check_words(command: Command, words: list[str]) -> None:
 def _unknown(command: Command, spelling: str, known: list[str]) -> UsageError:
     from grammar.suggest import did_you_mean
 
-    hint = did_you_mean(f"--{spelling.lstrip('-')}", known)
+    hint = did_you_mean(spelling.lstrip("-"), known, prefix="--")
     return UsageError(f"unknown flag {spelling}", hint=hint or f"pybuild {command.name} --help lists the flags")
 
 

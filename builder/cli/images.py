@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError
 from builder.cli.opened import choose_isolation, open_store
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     import datetime
     from collections.abc import Callable, Iterable
     from pathlib import Path
-    from typing import Any, BinaryIO
+    from typing import BinaryIO
 
     from builder.cli.flags import Given
     from builder.cli.surroundings import Surroundings
     from cache.store import Image, Store
 
 NONE = "<none>"
-_FORMAT = Flag("format", "table, json (an object a line), or a template: '{{.ID}}\\t{{.Size}}'", value="FORMAT")
+_FORMAT = Flag("format", "table, json (an object a line), or a template: '[table ]{{.ID}}\\t{{.Size}}'", value="FORMAT")
 _NO_TRUNC = Flag("no-trunc", "write ids and commands in full")
 
 LIST_IMAGES = Command(
@@ -46,14 +46,22 @@ INSPECT = Command(
     usage="[OPTIONS] IMAGE...",
     summary="Show all that is known of images, as a JSON array.",
     words=(1, -1),
-    flags=(Flag("format", "json, or a template: '{{.Id}}', '{{json .Config.Env}}'", "f", "FORMAT"),),
+    flags=(
+        Flag("format", "json, or a template: '{{.Id}}', '{{json .Config.Env}}'", "f", "FORMAT"),
+        Flag("type", "image, the one type that there is", value="TYPE"),
+    ),
 )
 HISTORY = Command(
     name="image history",
     usage="[OPTIONS] IMAGE",
     summary="Show the steps of an image, newest first.",
     words=(1, 1),
-    flags=(Flag("quiet", "only ids", "q"), _NO_TRUNC, _FORMAT),
+    flags=(
+        Flag("quiet", "only ids", "q"),
+        _NO_TRUNC,
+        Flag("human", "sizes and times for people (default); =false: bytes and dates", "H"),
+        _FORMAT,
+    ),
 )
 TAG = Command(
     name="image tag",
@@ -99,8 +107,7 @@ IMPORT_IMAGE = Command(
 
 def list_images(given: Given, around: Surroundings) -> int:
     """Print the images that the filters leave."""
-    from builder.terminal import columns
-
+    patterns = [text.partition("=")[2] for text in given.all("filter") if text.startswith("reference=")]
     with open_store(given, around.environ) as store:
         images = store.images(all=given.on("all") or any("dangling=" in text for text in given.all("filter")))
         images = [image for image in images if not image.intermediate or given.on("all")]
@@ -108,20 +115,16 @@ def list_images(given: Given, around: Surroundings) -> int:
             keep = _filter(text, store)
             images = [image for image in images if keep(image)]
         rows = [row for image in images for row in _rows(image, given)]
-    pattern = given.words[0] if given.words else ""
-    if pattern:
-        rows = [row for row in rows if _named(pattern, row["Repository"], row["Tag"])]
+    # As in docker, an image's other names do not come along; of several references one is enough.
+    for wanted in (list(given.words), patterns):
+        if wanted:
+            rows = [row for row in rows if any(_named(each, row["Repository"], row["Tag"]) for each in wanted)]
     form = given.one("format", "table")
     if given.on("quiet"):
         _say(around, dict.fromkeys(row["ID"] for row in rows))
-    elif form == "table":
-        names = {"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID"}
-        names |= {"CreatedSince": "CREATED", "Size": "SIZE"}
-        if not given.on("digests"):
-            del names["Digest"]
-        around.say(columns([list(names.values()), *([row[name] for name in names] for row in rows)]))
     else:
-        _say(around, (formatted(form, row) for row in rows))
+        digest = ["Digest"] if given.on("digests") else []
+        _say(around, _listed(form, rows, _IMAGE, ["Repository", "Tag", *digest, "ID", "CreatedSince", "Size"]))
     return 0
 
 
@@ -168,7 +171,7 @@ def _filter(text: str, store: Store) -> Callable[[Image], bool]:
 
             return labelled
         case "reference":
-            return lambda image: any(_named(value, *_split(each)) for each in image.names)
+            return lambda image: bool(image.names)
         case "before" | "since":
             edge = store.image(value)
             older = name == "before"
@@ -209,6 +212,8 @@ def inspect(given: Given, around: Surroundings) -> int:
     from cache.errors import NotFoundError
 
     form = given.one("format", "json")
+    if given.one("type", "image") != "image":
+        raise UsageError(f"--type {given.one('type')}: there are only images")
     documents: list[dict[str, object]] = []
     missing: NotFoundError | None = None
     with open_store(given, around.environ) as store:
@@ -248,22 +253,24 @@ def _document(store: Store, image: Image) -> dict[str, object]:
 
 def history(given: Given, around: Surroundings) -> int:
     """Print a row for each line of the image's history, with the image that it left where the store still has it."""
-    from builder.terminal import columns, human_size, printable
+    from builder.terminal import human_size, printable
 
     rows = []
+    human = given.on("human") or not given.all("human")
     with open_store(given, around.environ) as store:
         image = store.image(given.words[0])
         config = store.config(image)
         sizes = iter(layer.descriptor.size for layer in store.layers(image))
         left = _left_images(store, image)
         for index, line in enumerate(config.history):
+            size = 0 if line.empty_layer else next(sizes, 0)
             rows.append(
                 {
                     "ID": _id(left[index + 1], given) if index + 1 in left else "<missing>",
                     "CreatedAt": _local(line.created),
-                    "CreatedSince": _since(line.created),
+                    "CreatedSince": _since(line.created) if human else line.created or "N/A",
                     "CreatedBy": _short(printable(line.created_by.replace("\n", " ")), given),
-                    "Size": human_size(0 if line.empty_layer else next(sizes, 0)),
+                    "Size": human_size(size) if human else str(size),
                     "Comment": line.comment,
                 }
             )
@@ -271,12 +278,8 @@ def history(given: Given, around: Surroundings) -> int:
     form = given.one("format", "table")
     if given.on("quiet"):
         _say(around, (row["ID"] for row in rows))
-    elif form == "table":
-        names = {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY", "Size": "SIZE"}
-        names["Comment"] = "COMMENT"
-        around.say(columns([list(names.values()), *([row[name] for name in names] for row in rows)]))
     else:
-        _say(around, (formatted(form, row) for row in rows))
+        _say(around, _listed(form, rows, _STEP, ["ID", "CreatedSince", "CreatedBy", "Size", "Comment"]))
     return 0
 
 
@@ -359,7 +362,7 @@ def import_image(given: Given, around: Surroundings) -> int:
     source = None if file == "-" else Path(file)
     if source is not None and not source.is_file():
         raise UsageError(f"there is no file {file}", hint="pybuild import ROOTFS.tar NAME")
-    with open_store(given, around.environ) as store, _stream(source, around) as stream:
+    with open_store(given, around.environ) as store, store.lease(), _stream(source, around) as stream:
         try:
             image = import_rootfs(
                 stream,
@@ -381,34 +384,124 @@ def _stream(source: Path | None, around: Surroundings) -> BinaryIO:
 
 # ---------------------------------------------------------------- words
 
+# Every field of a row with its column's head.
+_IMAGE = {"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID", "CreatedSince": "CREATED"}
+_IMAGE |= {"CreatedAt": "CREATED AT", "Size": "SIZE", "Containers": "CONTAINERS", "SharedSize": "SHARED SIZE"}
+_IMAGE |= {"UniqueSize": "UNIQUE SIZE"}
+_STEP = {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY", "Size": "SIZE", "Comment": "COMMENT"}
+_STEP |= {"CreatedAt": "CREATED AT"}
+# What docker's templates know of a config that does not have it.
+_UNSET: dict[str, Any] = {
+    "User": "", "WorkingDir": "", "StopSignal": "", "Env": [], "Entrypoint": [], "Cmd": [], "OnBuild": [], "Shell": [],
+    "ExposedPorts": {}, "Volumes": {}, "Labels": {}, "Healthcheck": None,
+}  # fmt: skip
+
+
+def _listed(form: str, rows: list[dict[str, str]], heads: dict[str, str], shown: list[str]) -> list[str]:
+    """The lines of --format for rows: `table` with the columns `shown`, `table TEMPLATE`, or a line for each row."""
+    from builder.terminal import columns
+
+    if form == "table":
+        return [columns([[row[name] for name in shown] for row in (heads, *rows)])]
+    table, _, template = form.partition(" ")
+    if table == "table":
+        return [columns([formatted(template.strip(), row).split("\t") for row in (heads, *rows)])]
+    return [formatted(form, row) for row in rows]
+
 
 def formatted(form: str, row: Any) -> str:
-    """`json`, or the simple part of docker's templates: fields, also nested, also as `json`."""
-    import json
+    """`json`, or the simple part of docker's templates: fields, also nested, and a function of one.
+
+    Functions are json, len, println, upper, lower, join with a separator, and index with a key or a number.
+    """
     import re
 
     if form == "json":
-        return json.dumps(row, ensure_ascii=False)
-    if form.startswith("table "):
-        raise UsageError(f"--format {form!r}: a table has fixed columns", hint="leave `table` out for bare lines")
-
-    def field(match: re.Match[str]) -> str:
-        inner = match[1].strip()
-        found = re.fullmatch(r"(json\s+)?\.([\w.]*)", inner)
-        if found is None:
-            raise UsageError(
-                f"--format: {{{{{inner}}}}} is not supported", hint="fields such as {{.ID}} and {{json .Config}} are"
-            )
-        value: Any = row
-        for part in filter(None, found[2].split(".")):
-            if not isinstance(value, dict) or part not in value:
-                raise UsageError(f"--format: there is no field {part!r}", hint=_fields(value))
-            value = value[part]
-        return json.dumps(value, ensure_ascii=False) if found[1] or not isinstance(value, str) else value
-
+        return _json(row)
     if "{{" not in form:
         raise UsageError(f"--format {form!r} is neither table nor json nor a template", hint="'{{.ID}}'")
-    return re.sub(r"\{\{(.*?)\}\}", field, form.replace("\\t", "\t").replace("\\n", "\n"))
+    text = form.replace("\\t", "\t").replace("\\n", "\n")
+    if "{{" in re.sub(r"\{\{.*?\}\}", "", text):
+        raise UsageError(f"--format {form!r} has {{{{ without }}}}")
+    return re.sub(r"\{\{(.*?)\}\}", lambda match: _action(match[1].strip("- "), row), text)
+
+
+def _action(text: str, row: Any) -> str:
+    """What stands for `{{text}}`."""
+    import re
+
+    found = re.fullmatch(r"(?:(\w+)\s+)?\.([\w.]*)((?:\s+(?:\"[^\"]*\"|\d+))*)", text)
+    if found is None or (found[3] and found[1] not in {"join", "index"}):
+        raise _unsupported(text)
+    value: Any = row
+    parts = [part for part in found[2].split(".") if part]
+    for number, part in enumerate(parts):
+        if number and parts[number - 1] == "Config" and part not in value and part in _UNSET:
+            value = _UNSET[part]
+            continue
+        if not isinstance(value, dict) or part not in value:
+            raise UsageError(f"--format: there is no field {part!r}", hint=_fields(value))
+        value = value[part]
+    words = re.findall(r"\"[^\"]*\"|\d+", found[3])
+    match found[1]:
+        case None:
+            return _go(value)
+        case "json":
+            return _json(None if any(value is unset for unset in _UNSET.values()) and value != "" else value)
+        case "println":
+            return _go(value) + "\n"
+        case "len" if isinstance(value, str | list | dict):
+            return str(len(value))
+        case "upper" | "lower" if isinstance(value, str):
+            return value.upper() if found[1] == "upper" else value.lower()
+        case "join" if isinstance(value, list) and len(words) == 1:
+            return str(words[0].strip('"')).join(map(_go, value))
+        case "index" if words:
+            for word in words:
+                value = _at(value, word)
+            return _go(value)
+        case _:
+            raise _unsupported(text)
+
+
+def _at(value: Any, word: str) -> Any:
+    """Go's index: a key that is not there is empty, a place that is not there is an error."""
+    if isinstance(value, dict) and word.startswith('"'):
+        return value.get(word.strip('"'), "")
+    if isinstance(value, list) and word.isdigit():
+        if int(word) < len(value):
+            return value[int(word)]
+        raise UsageError(f"--format: there is no element {word} of {len(value)}")
+    raise UsageError(f"--format: index {word} does not fit {_go(value)}")
+
+
+def _go(value: Any) -> str:
+    """A value as Go prints it: `[a b]`, `map[a:b]`."""
+    match value:
+        case None:
+            return "<nil>"
+        case bool():
+            return str(value).lower()
+        case list():
+            return "[" + " ".join(map(_go, value)) + "]"
+        case dict():
+            return "map[" + " ".join(f"{name}:{_go(value[name])}" for name in sorted(value)) + "]"
+        case _:
+            return str(value)
+
+
+def _json(value: object) -> str:
+    """JSON in one line as Go writes it."""
+    import json
+
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _unsupported(text: str) -> UsageError:
+    return UsageError(
+        f"--format: {{{{{text}}}}} is not supported",
+        hint='{{.ID}}, {{json .Config}}, {{index .Labels "x"}}, {{join .Cmd " "}}, {{len .Env}} and the like are',
+    )
 
 
 def _fields(value: object) -> str:

@@ -24,7 +24,7 @@ from grammar.words import WordError, expand_with_names, expand_words
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from builder.model import Finding, Scope, StageState
+    from builder.model import Finding, Lowered, Scope, StageState
     from grammar.instructions import Instruction
 
 
@@ -115,7 +115,7 @@ def legacy_key_value_format(subject: Subject) -> Iterator[Finding]:
             if isinstance(instruction, Env | Label) and instruction.legacy:
                 word = instruction.keyword
                 message = f'"{word} key=value" should be used instead of legacy "{word} key value" format'
-                yield subject.finding("LegacyKeyValueFormat", message, instruction.span)
+                yield subject.finding("LegacyKeyValueFormat", message, instruction.span, source=lowered.source)
 
 
 def multiple_instructions_disallowed(subject: Subject) -> Iterator[Finding]:
@@ -133,7 +133,7 @@ def multiple_instructions_disallowed(subject: Subject) -> Iterator[Finding]:
         CMD ["two"]
     """
     for stage in subject.stages:
-        before: dict[type[Instruction], Instruction] = {}
+        before: dict[type[Instruction], Lowered] = {}
         for lowered in stage.lowered:
             instruction = lowered.instruction
             if not isinstance(instruction, Cmd | Entrypoint | Healthcheck):
@@ -145,8 +145,9 @@ def multiple_instructions_disallowed(subject: Subject) -> Iterator[Finding]:
                     "because only the last one will be used"
                 )
                 hint = f"remove it; line {instruction.span.line} is the one that counts"
-                yield subject.finding("MultipleInstructionsDisallowed", message, earlier.span, hint)
-            before[type(instruction)] = instruction
+                span, source = earlier.instruction.span, earlier.source
+                yield subject.finding("MultipleInstructionsDisallowed", message, span, hint, source)
+            before[type(instruction)] = lowered
 
 
 def json_args_recommended(subject: Subject) -> Iterator[Finding]:
@@ -173,7 +174,7 @@ def json_args_recommended(subject: Subject) -> Iterator[Finding]:
                     f"JSON arguments recommended for {instruction.keyword} "
                     "to prevent unintended behavior related to OS signals"
                 )
-                yield subject.finding("JSONArgsRecommended", message, instruction.span)
+                yield subject.finding("JSONArgsRecommended", message, instruction.span, source=lowered.source)
 
 
 def workdir_relative_path(subject: Subject) -> Iterator[Finding]:
@@ -200,7 +201,7 @@ def workdir_relative_path(subject: Subject) -> Iterator[Finding]:
             if not path.startswith("/"):
                 quoted = gotext.quoted(path)
                 message = f"Relative workdir {quoted} can have unexpected results if the base image changes"
-                yield subject.finding("WorkdirRelativePath", message, instruction.span)
+                yield subject.finding("WorkdirRelativePath", message, instruction.span, source=lowered.source)
 
 
 def expose_proto_casing(subject: Subject) -> Iterator[Finding]:
@@ -216,11 +217,11 @@ def expose_proto_casing(subject: Subject) -> Iterator[Finding]:
         FROM scratch
         EXPOSE 80/tcp
     """
-    for instruction, port in _ports(subject):
+    for lowered, port in _ports(subject):
         protocol = port.rpartition(":")[2].partition("/")[2]
         if protocol != protocol.lower():
             message = f"Defined protocol '{port}' in EXPOSE instruction should be lowercase"
-            yield subject.finding("ExposeProtoCasing", message, instruction.span)
+            yield subject.finding("ExposeProtoCasing", message, lowered.instruction.span, source=lowered.source)
 
 
 def expose_invalid_format(subject: Subject) -> Iterator[Finding]:
@@ -237,14 +238,15 @@ def expose_invalid_format(subject: Subject) -> Iterator[Finding]:
         FROM scratch
         EXPOSE 80
     """  # noqa: D205 - the sentence is BuildKit's
-    for instruction, port in _ports(subject):
+    for lowered, port in _ports(subject):
         head, _, container = port.rpartition(":")
         if head.strip(":"):
             message = f"EXPOSE instruction should not define an IP address or host-port mapping, found '{port}'"
-            yield subject.finding("ExposeInvalidFormat", message, instruction.span, f"write EXPOSE {container.lower()}")
+            hint = f"write EXPOSE {container.lower()}"
+            yield subject.finding("ExposeInvalidFormat", message, lowered.instruction.span, hint, lowered.source)
 
 
-def _ports(subject: Subject) -> Iterator[tuple[Expose, str]]:
+def _ports(subject: Subject) -> Iterator[tuple[Lowered, str]]:
     """Every port of every EXPOSE, expanded."""
     for stage in subject.stages:
         scope = subject.plan.scope(stage.plan.stage.index)
@@ -253,7 +255,7 @@ def _ports(subject: Subject) -> Iterator[tuple[Expose, str]]:
             if isinstance(instruction, Expose):
                 for word in sorted(instruction.ports, key=lambda word: word.text):
                     for port in expand_words(word.text, dict(before.environment), scope.escape):
-                        yield instruction, port
+                        yield lowered, port
 
 
 def _text(text: str, state: StageState, scope: Scope) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cache.oci import ImageConfig
     from grammar.ignore import Ignore
     from grammar.instructions import Instruction
-    from grammar.source import Span
+    from grammar.source import Source, Span
 
 _DOCS = "https://docs.docker.com/go/dockerfile/rule/"
 _BEFORE_A_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -53,11 +53,11 @@ class Subject(Struct, frozen=True):
             yield stage.from_
             yield from stage.instructions
 
-    def finding(self, rule: str, message: str, span: Span, hint: str = "") -> Finding:
-        """A finding in the build file."""
+    def finding(self, rule: str, message: str, span: Span, hint: str = "", source: Source | None = None) -> Finding:
+        """A finding in the build file, or in another text: a trigger that comes with a base image."""
         from builder.model import Finding
 
-        return Finding(rule, message, span, self.plan.dockerfile.source, hint)
+        return Finding(rule, message, span, source or self.plan.dockerfile.source, hint)
 
 
 class Rule(Struct, frozen=True):

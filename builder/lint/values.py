@@ -63,7 +63,7 @@ def secrets_used_in_arg_or_env(subject: Subject) -> Iterator[Finding]:
                 if looks_secret(pair.name):
                     message = f'Do not use ARG or ENV instructions for sensitive data ({keyword} "{pair.name}")'
                     hint = "give it to the RUN that needs it: --mount=type=secret,id=...,env=..."
-                    yield subject.finding("SecretsUsedInArgOrEnv", message, instruction.span, hint)
+                    yield subject.finding("SecretsUsedInArgOrEnv", message, instruction.span, hint, lowered.source)
 
 
 def copy_ignored_file(subject: Subject) -> Iterator[Finding]:
@@ -102,7 +102,7 @@ def copy_ignored_file(subject: Subject) -> Iterator[Finding]:
                     message = f'Attempting to {act} file "{path}" that is excluded by .dockerignore'
                     rule = None if whole else ignore.decide(path.lstrip("/"))
                     hint = f"line {rule.line} of the ignore file leaves it out: {rule.text.strip()}" if rule else ""
-                    yield subject.finding("CopyIgnoredFile", message, lowered.instruction.span, hint)
+                    yield subject.finding("CopyIgnoredFile", message, lowered.instruction.span, hint, lowered.source)
 
 
 RULES = (

@@ -35,10 +35,11 @@ def test_times_are_written_as_the_spec_has_them(seconds: float, text: str) -> No
     assert rfc3339(seconds) == text
 
 
-@pytest.mark.parametrize("seconds", [1.9999996, 0.9999999, 1_700_000_000.9999998])
-def test_a_fraction_that_rounds_up_is_not_cut_off(seconds: float) -> None:
-    text = rfc3339(seconds)
-    assert rfc3339(round(seconds, 6)) == text or text.endswith(".999999Z")
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.9999996, "1970-01-01T00:00:02Z"), (1_700_000_000.9999998, "2023-11-14T22:13:21Z")]
+)
+def test_a_fraction_that_rounds_up_takes_the_second_with_it(seconds: float, text: str) -> None:
+    assert rfc3339(seconds) == text
 
 
 @pytest.mark.parametrize(

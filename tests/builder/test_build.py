@@ -12,7 +12,7 @@ from builder.cli.flags import read
 from builder.errors import BuildError, BuildErrors
 from builder.events import BuildFinished, BuildPlanned, Warned
 from cache.store import Store
-from tests.building import Bench, archive, image_of, member, privileged, write
+from tests.building import Bench, archive, image_of, member, write
 
 if TYPE_CHECKING:
     import threading
@@ -106,9 +106,9 @@ def test_labels_are_the_target_s(bench: Bench) -> None:
     assert image.config["config"]["Labels"] == {"a": "1", "b": "2"}
 
 
-def test_a_target_by_its_number_and_in_any_case(bench: Bench) -> None:
+def test_a_target_in_any_case(bench: Bench) -> None:
     dockerfile = "FROM scratch AS One\nCOPY f /1\nFROM scratch AS two\nCOPY f /2\nFROM scratch\nCOPY f /3\n"
-    for target, name in (("one", "/1"), ("0", "/1"), ("TWO", "/2"), ("2", "/3"), ("", "/3")):
+    for target, name in (("one", "/1"), ("TWO", "/2"), ("", "/3")):
         assert set(bench.made(dockerfile, {"f": "x"}, f"--target={target}").files) == {name}
 
 
@@ -197,8 +197,5 @@ def test_a_build_twice_in_two_stores_is_the_same_with_an_epoch(bench: Bench) -> 
     ids = set()
     for number in (1, 2):
         other = Bench(bench.folder / str(number), {"SOURCE_DATE_EPOCH": "1700000000"})
-        dockerfile = "FROM base\nRUN echo x >/x\nCOPY f /f\n" if privileged() else "FROM scratch\nCOPY f /f\n"
-        ids.add(other.build(dockerfile, {"f": "y"}).image)
-    if privileged():
-        pytest.skip("the base is a folder, whose times differ") if len(ids) > 1 else None
+        ids.add(other.build("FROM base\nRUN echo x >/x\nCOPY f /f\n", {"f": "y"}).image)
     assert len(ids) == 1

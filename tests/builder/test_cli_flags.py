@@ -8,6 +8,8 @@ from builder.cli import ALIASES, COMMANDS, find, overview
 from builder.cli.flags import Command, Flag, UsageError, describe, fields, pairs, read
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from builder.cli.flags import Given
 
 COMMAND = Command(
@@ -138,6 +140,7 @@ def test_help_names_every_flag_that_works() -> None:
         (["--root=R", "-t", "a", "."], "build", ["--root=R", "-t", "a", "."]),
         (["help", "image", "rm"], "image rm", ["--help"]),
         (["--version"], "version", []),
+        (["-v"], "version", []),
     ],
 )
 def test_the_command_is_found(words: list[str], name: str, rest: list[str]) -> None:
@@ -150,12 +153,26 @@ def test_the_command_is_found(words: list[str], name: str, rest: list[str]) -> N
         (["iamges", "x"], "did you mean pybuild images?"),
         (["image", "lss"], "did you mean pybuild image ls?"),
         (["image"], "image prune"),
+        (["imags"], "did you mean pybuild images?"),
+        (["pull", "debian"], "no registry"),
+        (["buildx", "build", "."], "leave the word out"),
+        (["load"], "docker-archive://"),
     ],
 )
 def test_a_mistyped_command_is_no_build(words: list[str], hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         find(words)
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("words", [["imags"], ["run"], ["run", "-t", "app"], ["nowhere"], ["a/run"], ["run."]])
+def test_a_folder_that_is_called_like_a_mistake_is_a_context(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imags").mkdir()
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find(words) == ("build", words)
 
 
 def test_every_command_is_there_and_explained() -> None:

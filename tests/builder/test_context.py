@@ -249,6 +249,7 @@ def test_the_dockerfile_on_standard_input(tmp_path: Path) -> None:
         ("no/where", "", "the build context no/where does not exist", "does not exist either"),
         ("file", "", "the build context file is not a directory", "-f FILE"),
         ("ctx", "ctx/Dokcerfile", "there is no Dockerfile ctx/Dokcerfile", "did you mean Dockerfile?"),
+        ("bare", "app.Dockerfile", "there is no Dockerfile app.Dockerfile", "did you mean -f bare/app.Dockerfile?"),
         ("ctx", "ctx", "the Dockerfile ctx is a directory", "ctx/Dockerfile"),
         ("bare", "", "there is no Dockerfile in .*bare", "app.Dockerfile"),
         ("empty", "", "there is no Dockerfile in .*empty", "-f FILE"),

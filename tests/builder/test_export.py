@@ -335,3 +335,15 @@ def test_tar_puts_the_layers_together(image: ImageResult, store: Store, tmp_path
 
 def test_cacheonly_writes_nothing(image: ImageResult, store: Store) -> None:
     assert put(image, store, "cacheonly", "") == []
+
+
+@pytest.mark.parametrize("dest, place", [("shut/x.tar", "shut"), ("shut/new/x.tar", "shut"), ("shut", "shut")])
+def test_a_place_that_may_not_be_written_to_is_told_before_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dest: str, place: str
+) -> None:
+    (tmp_path / "shut").mkdir()
+    # Root may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "shut")
+    with pytest.raises(BuildError, match=f"can not write .*{dest}: .*{place} may not be written to"):
+        check(OutputSpec("local" if dest == "shut" else "oci", str(tmp_path / dest), ()))
+    check(OutputSpec("oci", str(tmp_path / "open.tar"), ()))

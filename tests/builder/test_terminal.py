@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import termios
 import threading
 from typing import TYPE_CHECKING
 
@@ -334,6 +336,53 @@ def test_live_draws_running_steps_and_keeps_finished_ones(monkeypatch: pytest.Mo
     assert "\x1b[2J" not in text
     assert "RUN other  ERROR 0.1s" in text
     assert text.rindex("DONE 0.4s") > text.rindex("second line")
+
+
+def test_a_finished_step_takes_one_line_of_the_terminal() -> None:
+    reader, writer = os.openpty()
+    termios.tcsetwinsize(writer, (24, 60))
+    with open(writer, "w", encoding="utf-8") as stream:
+        display = Live(stream)
+        display(planned())
+        for number, title in enumerate(("RUN make " + "long " * 40, "RUN echo " + "日本" * 40, "RUN x"), start=1):
+            display(StepStarted(number, "build", 2, 2, title, 2))
+            display(StepFinished(number, cached=False, seconds=0.4, size=1_200_000, files=13))
+        display(StepStarted(4, "a-stage-of-a-long-name", 2, 2, "RUN a command that is long", 2))
+        display(StepFinished(4, cached=False, seconds=0.4, size=1_200_000, files=13, reason="no cache"))
+        display.close()
+        stream.flush()
+        lines = os.read(reader, 4096).decode().splitlines()
+    os.close(reader)
+    assert [line.endswith("  DONE 0.4s  +1.2MB 13 files") for line in lines] == [True, True, True, False]
+    assert len(lines[0]) == 59
+    assert lines[1].startswith(" [build 2/2] RUN echo 日本日本…  DONE")
+    assert "RUN x  DONE" in lines[2]
+    assert lines[3] == " [a-stage-of-a-long-name 2/2] RUN a command tha…  DONE 0.4s"
+
+
+def test_a_low_terminal_says_how_many_more_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Live, "GLANCE", 60)
+    display = Live(Terminal())
+    display(planned())
+    for number in range(1, 9):
+        display(StepStarted(number, f"s{number}", 2, 2, "RUN x", 2))
+    low = display._picture(60, 8).plain.splitlines()
+    high = display._picture(60, 20).plain.splitlines()
+    display.close()
+    assert len(low) == 7
+    assert low[-2] == " > 3 more"
+    assert low[-1].startswith(" 0/2 steps")
+    assert len(high) == 9
+
+
+def test_a_step_that_was_stopped_is_not_at_fault() -> None:
+    stream, raw = io.StringIO(), io.StringIO()
+    for display in (Plain(stream), progress("rawjson", raw)):
+        display(planned())
+        display(StepStarted(1, "build", 2, 2, "RUN make", 2))
+        display(StepFailed(1, 0.1, cancelled=True))
+    assert "#1 CANCELED 0.1s\n" in stream.getvalue()
+    assert json.loads(raw.getvalue().splitlines()[-1])["cancelled"] is True
 
 
 def test_displays_take_events_from_many_threads() -> None:

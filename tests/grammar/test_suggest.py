@@ -18,6 +18,7 @@ KEYWORDS = ("FROM", "RUN", "ENV", "ADD", "ARG", "COPY", "CMD", "USER", "LABEL", 
         ("LABL", "LABEL"),
         ("EXPOSES", "EXPOSE"),
         ("WIBBLE", ""),
+        ("FOO", ""),
         ("", ""),
     ],
 )

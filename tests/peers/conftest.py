@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,9 +105,10 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
 
 
 @pytest.fixture(scope="session")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+def podman() -> Iterator[Tool]:
     as_root()
-    folder = tmp_path_factory.mktemp("podman")
+    # Podman takes no runroot of more than 50 characters, and pytest's folders have that many.
+    folder = Path(tempfile.mkdtemp(prefix="podman-", dir="/tmp"))
     # runc, where there is one: Debian 12's crun refuses machines with both kinds of cgroups.
     runtime = ("--runtime", "runc") if shutil.which("runc", path=os.environ.get("PATH", "") + ":/usr/sbin") else ()
     yield Tool(
@@ -117,6 +119,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
         )
     )  # fmt: skip
     unmount(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

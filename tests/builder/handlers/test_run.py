@@ -178,7 +178,7 @@ def test_cache_namespace() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ("type=tmp,target=/x", 'unsupported mount type "tmp" (did you mean tmpfs?)'),
+        ("type=tmpf,target=/x", 'unsupported mount type "tmpf" (did you mean tmpfs?)'),
         ("typ=tmpfs,target=/x", "unexpected key 'typ' in 'typ=tmpfs' (did you mean type?)"),
         ("type=bind,source=.", "invalid mount target"),
         ("target=/", "invalid mount target"),

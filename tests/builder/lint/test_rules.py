@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from builder.lint import RULES, LintStage, Rule, Settings, Subject, run
-from builder.plan import plan
+from builder.plan import plan, with_triggers
 from builder.survey import _lowered
 from cache.oci import ImageConfig, Platform
 from grammar.ignore import Ignore
-from grammar.parser import parse
+from grammar.parser import parse, parse_trigger
 from grammar.source import Source
 
 if TYPE_CHECKING:
@@ -161,6 +161,18 @@ def test_nobody_knows_what_an_unknown_base_defines() -> None:
     made = plan(parse(Source("D", "FROM debian AS a\nENV B=$C\nFROM a\nENV D=$E\n")), build_platform=AMD)
     stages, _ = _lowered(made, {}, {0: "debian"})
     assert run(Subject(made, stages), Settings()) == []
+
+
+def test_a_trigger_of_a_base_image_is_shown_in_its_own_text() -> None:
+    made = plan(parse(Source("D", "FROM debian\nCMD x\n")), build_platform=AMD)
+    made = with_triggers(made, 0, [parse_trigger("ENV A_TOKEN=$B")], Source("ONBUILD of debian", "ENV A_TOKEN=$B"))
+    stages, _ = _lowered(made, {}, {})
+    found = run(Subject(made, stages), Settings())
+    assert [(finding.rule, finding.source and finding.source.name) for finding in found] == [
+        ("UndefinedVar", "ONBUILD of debian"),
+        ("SecretsUsedInArgOrEnv", "ONBUILD of debian"),
+        ("JSONArgsRecommended", "D"),
+    ]
 
 
 # ---------------------------------------------------------------- settings
