@@ -33,9 +33,11 @@ def choose_isolation(forced: str = "auto", required: str = "") -> Isolation:
 
     Commands that remove snapshots need it too: in a rootless store they belong to subordinate ids.
     """
-    from builder.isolation import choose, require
+    from builder.isolation import choose
 
     found = choose(forced)
     if required:
+        from builder.isolation import require
+
         require(found, required)
     return found
