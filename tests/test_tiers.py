@@ -52,11 +52,13 @@ FROM scratch
 COPY base /
 COPY --chown=1000:50 tree /owned/
 RUN echo made > /new && chmod 2755 /new && mkdir -p /d/e && ln -s ../new /d/link && ln /new /d/hard && mkfifo /d/p
-RUN rm /owned/f && rm -r /owned/sub && mkdir /owned/sub && echo x > /owned/sub/other
+RUN rm /owned/f && rm -r /owned/sub && mkdir /owned/new && echo x > /owned/new/other
 RUN --mount=type=cache,target=/c --mount=type=bind,target=/b --mount=type=tmpfs,target=/t echo c > /c/x && ls /b /t
 RUN cat /etc/hosts /dev/null && chmod 644 /etc/passwd && ls -la /etc && touch /tmp/a && rm /tmp/a
 RUN echo more >> /etc/passwd && mv /d/e /d/f
+RUN rm -r /tmp /owned/new && mkdir /owned/new && echo y > /owned/new/y
 """
+"""In the last, an overlay says that the directory is opaque, and a scan which names are gone: the same result."""
 
 
 class Member(NamedTuple):
@@ -101,6 +103,8 @@ def missing(tier: str, *, run: bool = False) -> str:
         return "needs newuidmap (package uidmap)"
     if tier == "hardened" and run and not (shutil.which("proot") and os.stat("/tmp").st_mode & 0o002):
         return "needs proot, which needs a /tmp that all may write to"
+    if tier == "privileged":
+        return "" if building.privileged() else "needs the right to mount"
     done = subprocess.run(
         [*emulated(tier), sys.executable, "-m", "builder", "info", "--format=json"],
         cwd="/", env=environment(PYTHONDONTWRITEBYTECODE="1"), capture_output=True, text=True, check=False,
@@ -176,9 +180,9 @@ def test_runs_change_the_same_in_every_tier(
     if reason := missing(tier, run=True):
         pytest.skip(reason)
     image = built(tier, context, "runs", tmp_path)
-    for line, mine, others in zip(RUNS.splitlines()[2:], layers(image), layers(expected["runs"]), strict=False):
-        assert mine == others, line
-    assert image.diff_ids == expected["runs"].diff_ids
+    assert layers(image)[:-1] == layers(expected["runs"])[:-1]
+    assert image.diff_ids[:-1] == expected["runs"].diff_ids[:-1]
+    assert image.files == expected["runs"].files
 
 
 def test_no_run_without_proot_is_said_plainly(context: Path) -> None:
