@@ -23,7 +23,7 @@ from builder.epoch import plan_of
 from builder.errors import BuildError, DamagedError, gathered, raise_all
 from builder.events import BuildFinished, BuildPlanned, Warned
 from builder.handlers import files
-from builder.model import BuildResult, FileStep, Finding, Origin, Supplies
+from builder.model import BuildResult, CacheUse, FileStep, Finding, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
 from builder.survey import examine
 from cache.digests import Digests
@@ -182,7 +182,23 @@ def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Pl
     made = _with_unmet_filters(made, request)
     supplies = Supplies(request.run, request.secrets, request.ssh)
     fresh = None if request.no_cache else frozenset(name.lower() for name in request.no_cache_filter)
-    return made, Work(stages, made.target, contexts, images, request.labels, fresh, made.epoch, supplies)
+    use = _cache_use(made, request)
+    return made, Work(stages, made.target, contexts, images, request.labels, fresh, made.epoch, supplies, use)
+
+
+def _cache_use(made: Plan, request: BuildRequest) -> CacheUse:
+    """What was asked of the cache, in the plan's own words. BuildError for a stage or a line that is not there."""
+    from grammar.suggest import did_you_mean
+
+    use = request.cache
+    titles = made.scope(made.target).titles
+    for name in sorted(use.required or ()):
+        if name.lower() not in titles:
+            raise BuildError(f"--require-cache={name}: no stage is called so", hint=did_you_mean(name, titles))
+    lines = made.dockerfile.source.text.count("\n") + 1
+    if use.from_line > lines:
+        raise BuildError(f"--no-cache-from {use.from_line}: {made.dockerfile.source.name} has {lines} lines")
+    return replace(use, required=use.required and frozenset(name.lower() for name in use.required))
 
 
 def _with_unmet_filters(made: Plan, request: BuildRequest) -> Plan:

@@ -7,20 +7,36 @@ is the language's own meaning.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from builder.assembly import Made, assemble
 from builder.errors import BuildError, CancelledError
-from builder.events import StepFailed, StepFinished, StepOutput, StepStarted, TierChosen
+from builder.events import StepFailed, StepFinished, StepMissed, StepOutput, StepStarted, TierChosen
 from builder.handlers import files as file_steps
 from builder.handlers import run as run_steps
-from builder.model import BindMount, FileStep, GitSource, ImageResult, Origin, PathSource, RunStep, Supplies, UrlSource
-from cache.index import Index, Record, key
+from builder.model import (
+    BindMount,
+    CacheUse,
+    FileStep,
+    GitSource,
+    ImageResult,
+    Origin,
+    PathSource,
+    RunStep,
+    SecretMount,
+    Supplies,
+    UrlSource,
+)
+from cache.claims import Claim
+from cache.errors import StoreError
+from cache.index import Fate, Index, Record, Why, key
 from cache.oci import MAX_LAYERS, canonical, chain_ids, digest_of
 
 if TYPE_CHECKING:
@@ -98,6 +114,7 @@ class Work(Struct, frozen=True):
     fresh: frozenset[str] | None = frozenset()
     epoch: int | None = None
     supplies: Supplies = field(default_factory=Supplies)
+    cache: CacheUse = CacheUse()
 
 
 class StageRun(Struct):
@@ -133,6 +150,7 @@ class Engine:
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._made_runner: Runner | None = None
+        self._fates: dict[int, Fate] = {}
 
     # ------------------------------------------------------------ stages
 
@@ -153,6 +171,10 @@ class Engine:
         finally:
             if self._made_runner is not None:
                 self._made_runner.close()
+            # Notes for later; that they can not be written is no reason for the build to fail.
+            with contextlib.suppress(StoreError):
+                self._index.keep_build(self._work.contexts.name, [self._fates[n] for n in sorted(self._fates)])
+                self._index.settle()
         if self._failure is not None:
             raise self._failure
 
@@ -287,17 +309,32 @@ class Engine:
             parts, hidden = self._parts(stage, lowered)
             identity = key(parts, hidden=hidden)
             place = f"{self._work.contexts.name} {stage.work.plan.title} {stage.steps}"
-            fresh = self._work.fresh is None or stage.work.plan.title in self._work.fresh
-            record = None if fresh else self._index.lookup(identity)
-            reason = ""
+            fresh = self._is_fresh(stage, lowered)
+            record, why = (None, Why("no cache")) if fresh else self._lookup(identity, place, parts)
             hit = record is not None
+            self._fates[number] = Fate(
+                stage.work.plan.title,
+                stage.steps + 1,
+                stage.work.total,
+                lowered.instruction.span.line,
+                lowered.title,
+                hit,
+                "" if hit else why.reason,
+                () if hit else why.changes,
+            )
             if record is None:
-                reason = "no cache" if fresh else self._index.explain(place, parts)
-                record = self._perform(stage, lowered, number, identity, started)
-                self._index.record(record, parts, place)
-                stage.dirty = True
-            else:
-                stage.cached += 1
+                self._miss(stage, number, why)
+                with contextlib.nullcontext() if fresh else self._claim(identity, number):
+                    # Another build may have done the step since it was looked up.
+                    record = None if fresh else self._lookup(identity, place, parts)[0]
+                    hit = record is not None
+                    if record is None:
+                        record = self._perform(stage, lowered, number, identity, started)
+                        self._index.record(record, parts, place)
+                        stage.dirty = True
+                if hit:
+                    self._fates[number] = replace(self._fates[number], cached=True, reason="", changes=())
+            stage.cached += hit
         except BaseException as error:
             cancelled = isinstance(error, CancelledError | KeyboardInterrupt)
             self._report(StepFailed(number, time.monotonic() - started, cancelled))
@@ -316,7 +353,53 @@ class Engine:
                     hint="join RUN instructions, or copy the result into a fresh stage",
                 )
         stage.made.append(Made(lowered, record.layer, record.created))
-        self._report(StepFinished(number, hit, time.monotonic() - started, record.size, record.files, reason))
+        seconds = time.monotonic() - started
+        self._report(StepFinished(number, hit, seconds, record.size, record.files, "" if hit else why.reason))
+
+    def _is_fresh(self, stage: StageRun, lowered: Lowered) -> bool:
+        """Whether the step is to be done anew, whatever the cache has."""
+        if self._work.fresh is None or stage.work.plan.title in self._work.fresh:
+            return True
+        line = self._work.cache.from_line
+        # The triggers of a base stand in another text, whose lines are not meant.
+        own = lowered.source is None or lowered.source.name == self._work.contexts.source.name
+        return bool(line) and own and lowered.instruction.span.line >= line
+
+    def _lookup(self, identity: str, place: str, parts: list[Part]) -> tuple[Record | None, Why]:
+        """The record of a step, or why there is none that may be used."""
+        record = self._index.lookup(identity)
+        if record is None:
+            return None, self._index.why(place, parts, identity)
+        oldest = self._work.cache.oldest
+        if oldest is not None and (age := self._index.age(identity)) > oldest:
+            return None, Why(f"made {_span(age)} ago, more than {_span(oldest)}")
+        return record, Why("")
+
+    def _claim(self, identity: str, number: int) -> Claim:
+        """The right to do the step; whoever else comes to the same one meanwhile waits for its result."""
+        told = False
+
+        def wait(seconds: float) -> None:
+            nonlocal told
+            if not told:
+                self._report(StepOutput(number, b"another build is doing this step: waiting for its result\n"))
+                told = True
+            if self._stop.wait(seconds):
+                raise CancelledError("the build was stopped")
+
+        return Claim(self._store.root, identity, wait)
+
+    def _miss(self, stage: StageRun, number: int, why: Why) -> None:
+        """Tell that a step is not in the cache; BuildError where it has to be."""
+        if self._work.cache.explain:
+            self._report(StepMissed(number, why.changes))
+        required = self._work.cache.required
+        if required is None or stage.work.plan.title in required:
+            raise BuildError(
+                f"this step is not in the cache: {why.reason or why.changes[0]}",
+                notes=why.changes if why.differences else (),
+                hint="--require-cache lets no step be done anew",
+            )
 
     def _parts(self, stage: StageRun, lowered: Lowered) -> tuple[list[Part], list[bytes]]:
         """What the step's result depends on, readable, and what of it may not be kept readable."""
@@ -328,6 +411,8 @@ class Engine:
             case RunStep() as step:
                 parts += [parent, *run_steps.run_parts(step, self._work.supplies.options)]
                 hidden += run_steps.run_secrets(step)
+                if self._work.cache.secrets:
+                    hidden += self._sealed(step)
                 for mount in step.mounts:
                     if isinstance(mount, BindMount):
                         selection = FileStep(mount.origin, (PathSource(mount.source, lowered.instruction.span),), "/")
@@ -340,6 +425,19 @@ class Engine:
             parts = [(name.replace(secret, "***"), value.replace(secret, "***")) for name, value in parts]
             hidden.append(secret.encode("utf-8", "surrogateescape"))
         return parts, hidden
+
+    def _sealed(self, step: RunStep) -> list[bytes]:
+        """What stands for the values of the secrets that a RUN mounts: without the store's own key it tells nothing."""
+        import hmac
+
+        sources = {source.id: source for source in self._work.supplies.secrets}
+        found = []
+        for mount in step.mounts:
+            if isinstance(mount, SecretMount) and mount.id in sources:
+                # One that can not be read is told when the RUN wants it.
+                with contextlib.suppress(OSError):
+                    found.append(hmac.digest(self._store.own_key(), sources[mount.id].read(), "sha256"))
+        return found
 
     def _inputs(self, step: FileStep) -> list[Part]:
         """What of the files that a step takes counts for its key.
@@ -359,7 +457,7 @@ class Engine:
         )
         answer = self._index.memo("selection", question)
         if answer is None:
-            answer = key(file_steps.inputs(step, self._view(step.origin)))
+            answer = self._index.fold(file_steps.inputs(step, self._view(step.origin)))
             self._index.memoise("selection", question, answer)
         return [("files", answer)]
 
@@ -432,3 +530,12 @@ class Engine:
                     self._work.epoch,
                 )
             return self._made_runner
+
+
+def _span(seconds: float) -> str:
+    """A span of time, in the largest unit that leaves a whole number of at least 1: `9 days`."""
+    for name, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds / length)
+            return f"{count} {name}" + "s" * (count != 1)
+    return f"{seconds:.0f} second" + "s" * (round(seconds) != 1)

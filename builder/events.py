@@ -36,6 +36,13 @@ class StepStarted(Struct, frozen=True):
     line: int
 
 
+class StepMissed(Struct, frozen=True):
+    """The step is not in the cache; told when asked for. changes: every part that differs from the nearest record."""
+
+    step: int
+    changes: tuple[str, ...]
+
+
 class StepOutput(Struct, frozen=True):
     """Bytes that the step's command wrote, as they came, in any cut."""
 
@@ -95,6 +102,7 @@ Event = (
     BuildPlanned
     | TierChosen
     | StepStarted
+    | StepMissed
     | StepOutput
     | StepFinished
     | StepFailed

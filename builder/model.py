@@ -78,6 +78,21 @@ class Supplies(Struct, frozen=True):
     ssh: tuple[SshSource, ...] = ()
 
 
+class CacheUse(Struct, frozen=True):
+    """How a build uses the cache, beside leaving it alone.
+
+    from_line: steps on this line of the build file and below are done anew; 0 for none. oldest: seconds after which a
+    record is a miss, None for never. required: stages all of whose steps have to be in the cache; None for every stage.
+    explain: tell each part that a miss comes from. secrets: values of mounted secrets count for a RUN's key.
+    """
+
+    from_line: int = 0
+    oldest: float | None = None
+    required: frozenset[str] | None = frozenset()
+    explain: bool = False
+    secrets: bool = False
+
+
 class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
@@ -99,6 +114,7 @@ class BuildRequest(Struct, frozen=True):
     ssh: tuple[SshSource, ...] = ()
     run: RunOptions = RunOptions()
     ignore_file: str = ""
+    cache: CacheUse = CacheUse()
 
 
 # ---------------------------------------------------------------- planned

@@ -21,6 +21,7 @@ from builder.events import (
     ExportStarted,
     StepFailed,
     StepFinished,
+    StepMissed,
     StepOutput,
     StepStarted,
     TierChosen,
@@ -302,6 +303,7 @@ class _StepView(Struct):
     started: float
     lines: _Lines = field(default_factory=_Lines)
     tail: list[str] = field(default_factory=list)
+    changes: tuple[str, ...] = ()
 
 
 class _Display:
@@ -394,6 +396,11 @@ class Plain(_Display):
                 case StepStarted():
                     view = self.begin(event)
                     self._turn_to(view.number, f"{view.label} {view.title}")
+                case StepMissed():
+                    view = self.steps[event.step]
+                    if self._current != event.step:
+                        self._turn_to(event.step, f"{view.label} {view.title}")
+                    self.write("".join(f"#{event.step} not cached: {printable(line)}\n" for line in event.changes))
                 case StepOutput():
                     self._lines(event.step, event.data, final=False)
                 case StepFinished():
@@ -485,6 +492,8 @@ class RawJson:
                     "title": event.title,
                     "line": event.line,
                 }
+            case StepMissed():
+                return {"event": "step-missed", "step": event.step, "changes": list(event.changes)}
             case StepOutput():
                 decoder = self._decoders.get(event.step)
                 if decoder is None:
@@ -571,6 +580,8 @@ class Live(_Display):
                     self._scroll(self.paint(_DIM, f"RUN in tier {event.tier}: {printable(event.reason)}"))
                 case StepStarted():
                     self.begin(event)
+                case StepMissed():
+                    self.steps[event.step].changes = event.changes
                 case StepOutput():
                     view = self.steps.get(event.step)
                     if view is not None:
@@ -583,6 +594,8 @@ class Live(_Display):
                     self.size += event.size
                     if view is not None:
                         self._ended(view, self.outcome(event))
+                        for line in view.changes:
+                            self._scroll(self.paint(_DIM, f"   not cached: {printable(line)}"))
                 case StepFailed():
                     view = self.steps.pop(event.step, None)
                     if view is not None:

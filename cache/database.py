@@ -74,6 +74,18 @@ _MIGRATIONS = (
     -- What nothing needs any more and is still to be taken off the disk: a path below the store, and since when.
     CREATE TABLE doomed (path TEXT PRIMARY KEY, since REAL NOT NULL) WITHOUT ROWID;
     """,
+    """
+    -- written: when the step was done; `created` is what the layer says, which SOURCE_DATE_EPOCH decides.
+    -- used: the day (since 1970) on which a build last took the record or the memo.
+    ALTER TABLE records ADD COLUMN written REAL NOT NULL DEFAULT 0;
+    ALTER TABLE records ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
+    UPDATE records SET written = created, used = CAST(strftime('%s', 'now') AS INTEGER) / 86400;
+    ALTER TABLE memos ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
+    UPDATE memos SET used = CAST(strftime('%s', 'now') AS INTEGER) / 86400;
+
+    -- The last builds, each a JSON document of how its steps fared: see cache.index.Fate.
+    CREATE TABLE builds (number INTEGER PRIMARY KEY, name TEXT NOT NULL, ended REAL NOT NULL, steps TEXT NOT NULL);
+    """,
 )
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cache.database import Connection
     from cache.store import Store
 
-_GRACE = 60.0
+GRACE = 60.0
 """Seconds for which a file that nothing names yet is taken for one whose writer, holding no lease, is about to."""
 
 _UNASKED_DAYS = 30
@@ -71,15 +71,24 @@ class Lease:
         self._store = store
         self._path = ""
         self._file = -1
+        self._folder = -1
 
     def __enter__(self) -> Self:
         import fcntl
 
+        folder = os.path.join(self._store.root, "leases")
+        try:
+            self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"can not use the store {self._store.root}: {error.strerror}") from error
+        # Waits while what any build may rely on is being moved away: see `cache.usage`.
+        fcntl.flock(self._folder, fcntl.LOCK_SH)
         while True:
             path = os.path.join(self._store.root, "leases", f"{os.getpid()}-{os.urandom(4).hex()}")
             try:
                 file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
             except OSError as error:
+                os.close(self._folder)
                 raise StoreError(f"can not write to the store {self._store.root}: {error.strerror}") from error
             fcntl.flock(file, fcntl.LOCK_EX)
             # Between open and flock another process may have taken the file for a dead one's.
@@ -94,6 +103,7 @@ class Lease:
         with suppress(FileNotFoundError):
             os.unlink(self._path)
         os.close(self._file)
+        os.close(self._folder)
         # What can not be swept now waits for the next one; the build's own error, if any, is the one to show.
         with suppress(StoreError):
             sweep(self._store)
@@ -242,6 +252,56 @@ def sweep(store: Store) -> int:
     return sum(_take_away(path) for path in trash) + _clear_temporary(store)
 
 
+def drop_intermediates(connection: Connection, digests: Iterable[str]) -> None:
+    """Inside a transaction: delete the intermediate images that have one of these blobs. Their layers stay the cache's.
+
+    What was built on them no longer knows that it was.
+    """
+    find = (
+        "SELECT number, id, manifest FROM images WHERE intermediate = 1 AND (id = ?1 OR manifest = ?1 OR number IN "
+        "(SELECT i.image FROM image_layers i JOIN layers l ON l.number = i.layer WHERE l.digest = ?1))"
+    )
+    for digest in digests:
+        for number, image_id, manifest in connection.execute(find, (digest,)).fetchall():
+            connection.execute("DELETE FROM image_layers WHERE image = ?", (number,))
+            connection.execute("DELETE FROM needs WHERE image = ?1 OR needed = ?1", (number,))
+            connection.execute("UPDATE images SET parent = NULL WHERE parent = ?", (number,))
+            connection.execute("DELETE FROM images WHERE number = ?", (number,))
+            doom(connection, (_blob(image_id), _blob(manifest)))
+
+
+def forget(connection: Connection) -> None:
+    """Inside a transaction: drop facts that no build has asked for in a long time."""
+    _forget_contexts(connection)
+    oldest = int(time.time() / 86400) - _UNASKED_DAYS
+    connection.execute("DELETE FROM memos WHERE used < ? AND kind != 'image created'", (oldest,))
+
+
+def doom(connection: Connection, paths: Iterable[str]) -> None:
+    """Inside a transaction: have `sweep` take these paths off the disk, those of them that nothing needs."""
+    _doom(connection, [path for path in paths if not _needed(connection, path)])
+
+
+def to_trash(store: Store, path: str) -> list[str]:
+    """Move what lies at a path of the store to where `take_away` or the next sweep removes it; none when it is gone."""
+    full = os.path.join(store.root, path)
+    status = _status(full)
+    if status is None:
+        return []
+    moved = os.path.join(store.root, "tmp", _TRASH + os.urandom(8).hex())
+    try:
+        _make_movable(full, status)
+        os.rename(full, moved)
+    except (FileNotFoundError, PermissionError):
+        return []
+    return [moved]
+
+
+def take_away(path: str) -> int:
+    """Remove a file or a tree; the bytes that it occupied."""
+    return _take_away(path)
+
+
 def _delete(connection: Connection, number: int) -> list[str]:
     """Delete an image, all that are built on it, and the intermediates below it that nothing else needs."""
     lines: list[str] = []
@@ -327,7 +387,7 @@ def _doom(connection: Connection, paths: Iterable[str]) -> None:
 
 def _orphans(store: Store, connection: Connection) -> list[str]:
     """What lies in the store and no row names: left by killed builds."""
-    before = time.time() - _GRACE
+    before = time.time() - GRACE
     needed = {
         path
         for sql, of in (
@@ -361,7 +421,7 @@ def _clear_temporary(store: Store) -> int:
     lease = oldest_lease(store) or now
     for entry in os.scandir(os.path.join(store.root, "tmp")):
         status = _status(entry.path)
-        if status is None or entry.name.startswith(_TRASH) or status.st_mtime > min(lease, now - _GRACE):
+        if status is None or entry.name.startswith(_TRASH) or status.st_mtime > min(lease, now - GRACE):
             continue
         if stat.S_ISREG(status.st_mode):
             with suppress(OSError):

@@ -8,6 +8,7 @@ write into `index.json` is overwritten):
     pybuild.db                  images, names, instruction cache, stat cache; `index.json` can be made from it
     snapshots/ listings/        what `cache.snapshots` and `cache.layers` derive from layers
     mounts/                     cache mounts
+    own.key                     a random key, once secrets have been part of a step's key
     leases/                     a locked file for each running build (see `cache.prune`)
     tmp/                        what is being written; one file system with the rest
 
@@ -577,6 +578,23 @@ class Store:
     def temporary(self) -> str:
         """A fresh path in `tmp/`, for something that will be renamed to its place."""
         return os.path.join(self.root, "tmp", f"{os.getpid()}-{os.urandom(8).hex()}")
+
+    def own_key(self) -> bytes:
+        """32 random bytes that belong to this store and that only its owner can read. Made at the first use."""
+        path = os.path.join(self.root, "own.key")
+        while True:
+            with suppress(FileNotFoundError), open(path, "rb") as file:
+                return file.read()
+            temporary = self.temporary()
+            try:
+                with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                    file.write(os.urandom(32))
+                # Of two processes that make it at once, the first one's is the key.
+                with suppress(FileExistsError):
+                    os.link(temporary, path)
+                os.unlink(temporary)
+            except OSError as error:
+                raise _cannot_write(self, error) from error
 
     def replace_file(self, name: str, data: bytes) -> None:
         """Write a file, `name` below the store's top folder, at one stroke. Raises StoreError."""

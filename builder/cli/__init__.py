@@ -34,6 +34,12 @@ COMMANDS = {
     "image tag": ("builder.cli.images", "tag", "Give an image another name"),
     "image rm": ("builder.cli.images", "remove", "Remove names, and images that have no other"),
     "image prune": ("builder.cli.images", "prune", "Remove images that nothing needs"),
+    "cache why": ("builder.cli.caches", "why", "Say why steps of the last build were not in the cache"),
+    "cache prune": ("builder.cli.caches", "prune", "Cut the cache down: by size, by age, by type"),
+    "cache mounts ls": ("builder.cli.caches", "list_mounts", "List the folders of RUN --mount=type=cache"),
+    "cache mounts rm": ("builder.cli.caches", "remove_mounts", "Remove such folders"),
+    "du": ("builder.cli.caches", "du", "Show what the store takes of the disk"),
+    "fsck": ("builder.cli.caches", "fsck", "Look whether the store is whole"),
     "import": ("builder.cli.images", "import_image", "Make an image of a root file system in a tar"),
     "ignore": ("builder.cli.ignore", "ignore", "Say which line of .dockerignore decides about paths"),
     "info": ("builder.cli.about", "info", "Show the store, the tier of RUN, and what this machine has"),
@@ -61,6 +67,9 @@ ALIASES = {
     "images": "image ls",
     "image list": "image ls",
     "image remove": "image rm",
+    "cache mounts list": "cache mounts ls",
+    "cache mounts remove": "cache mounts rm",
+    "cache du": "du",
     "image import": "import",
     "image build": "build",
     "rmi": "image rm",
@@ -68,6 +77,8 @@ ALIASES = {
     "history": "image history",
     "inspect": "image inspect",
 }
+
+_GROUPS = ("image", "cache")
 
 CODES = """\
 Exit codes: 0 done, 1 the build or command failed, 2 wrong command line, 3 damaged or unusable store or image data,
@@ -145,19 +156,20 @@ def find(arguments: list[str]) -> tuple[str, list[str]]:
         taken = 2 if rest[0] == "--root" else 1
         leading += rest[:taken]
         rest = rest[taken:]
-    if not rest or rest in (["--help"], ["-h"], ["help"], ["image", "--help"], ["image", "-h"]):
+    groups = [[group, flag] for group in _GROUPS for flag in ("--help", "-h")]
+    if not rest or rest in (["--help"], ["-h"], ["help"], *groups):
         return "", []
     if rest in (["--version"], ["-v"]):
         return "version", []
     if rest[0] == "help":
         rest = [*rest[1:], "--help"]
-    for count in (2, 1):
+    for count in (3, 2, 1):
         name = " ".join(rest[:count])
         name = ALIASES.get(name, name)
         if name in COMMANDS and len(rest) >= count:
             return name, leading + rest[count:]
-    if rest[0] == "image":
-        raise _no_such("image " + rest[1] if len(rest) > 1 else "image", "image ")
+    if rest[0] in _GROUPS:
+        raise _no_such(" ".join(rest[:2]), f"{rest[0]} ")
     if not rest[0].startswith("-"):
         _refuse_mistyped(rest)
     return "build", leading + rest

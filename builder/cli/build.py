@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from builder.cli.flags import Command, Flag, UsageError, fields, pairs
 from builder.cli.opened import choose_isolation, open_store
-from builder.model import BuildRequest, OutputSpec, RunOptions, SecretSource, SshSource
+from builder.model import BuildRequest, CacheUse, OutputSpec, RunOptions, SecretSource, SshSource
 from builder.terminal import STYLES, progress
 
 if TYPE_CHECKING:
@@ -42,6 +42,17 @@ BUILD = Command(
         Flag("label", "a label for the image", value="NAME=VALUE", many=True),
         Flag("no-cache", "do every step anew"),
         Flag("no-cache-filter", "do the steps of these stages anew", value="STAGE,...", many=True),
+        Flag("no-cache-from", "do the steps on this line of the Dockerfile and below anew", value="LINE"),
+        Flag("cache-ttl", "do steps anew that were done longer ago than this: 7d, 12h, 90m", value="TIME"),
+        Flag(
+            "require-cache",
+            "fail at the first step, of these stages or of any, that is not in the cache",
+            value="STAGE,...",
+            many=True,
+            bare=True,
+        ),
+        Flag("key-secrets", "do a RUN anew when a secret that it mounts has another value than before"),
+        Flag("explain", "below each step that is not in the cache, every part that changed, old and new"),
         Flag("platform", "the platform to build for", value="OS/ARCH"),
         Flag(
             "output",
@@ -226,7 +237,36 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
             ),
         ),
         ignore_file=given.one("ignorefile"),
+        cache=_cache_use(given),
     )
+
+
+def _cache_use(given: Given) -> CacheUse:
+    """What --no-cache-from, --cache-ttl, --require-cache and --explain ask of the cache."""
+    line = given.one("no-cache-from", "0")
+    if not line.isdecimal() or (given.has("no-cache-from") and int(line) < 1):
+        raise UsageError(f"--no-cache-from {line!r} is no line of the Dockerfile", hint="--no-cache-from 12")
+    required: frozenset[str] | None = frozenset(
+        name for text in given.all("require-cache") for name in fields(text, "require-cache") if name
+    )
+    if "" in given.all("require-cache"):
+        required = None
+    if given.has("require-cache") and given.on("no-cache"):
+        raise UsageError("--require-cache and --no-cache can not both be had")
+    oldest = duration(given.one("cache-ttl"), "cache-ttl") if given.has("cache-ttl") else None
+    return CacheUse(int(line), oldest, required, given.on("explain"), given.on("key-secrets"))
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def duration(text: str, flag: str) -> float:
+    """A span of time in seconds: numbers with units, `7d`, `1h30m`, `2w`. UsageError for anything else."""
+    import re
+
+    if not re.fullmatch(r"(?:\d+(?:\.\d+)?[smhdw])+|0", text):
+        raise UsageError(f"--{flag} {text!r} is no span of time", hint="such as 7d, 12h, 1h30m, 2w")
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smhdw])", text))
 
 
 def build_args(texts: Iterable[str], environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

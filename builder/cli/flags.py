@@ -26,8 +26,9 @@ class UsageError(Exception):
 class Flag(Struct, frozen=True):
     """One flag. name and short: without dashes. value: what the help calls its value; empty for a switch.
 
-    many: may be given again. unsupported: why it can not be had, for a flag of docker's that must not be passed over
-    in silence; giving it (a switch: switching it on) is an error.
+    many: may be given again. bare: the value may be left out, and never is the next word. unsupported: why it can not
+    be had, for a flag of docker's that must not be passed over in silence; giving it (a switch: switching it on) is an
+    error.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Flag(Struct, frozen=True):
     value: str = ""
     many: bool = False
     unsupported: str = ""
+    bare: bool = False
 
 
 class Command(Struct, frozen=True):
@@ -123,6 +125,8 @@ def _take(values: dict[str, list[str]], flag: Flag, spelling: str, value: str | 
         if value is not None and value not in TRUE | FALSE:
             raise UsageError(f"{spelling} is a switch: {value!r} is neither true nor false")
         value = "false" if value in FALSE else "true"
+    elif value is None and flag.bare:
+        value = ""
     elif value is None:
         value = next(rest, None)  # type: ignore[call-overload]
         if value is None:
@@ -160,7 +164,9 @@ def describe(command: Command, width: int = 100) -> str:
     lines = [f"Usage: pybuild {command.name} {command.usage}".rstrip(), "", command.summary]
     flags = [flag for flag in (*command.flags, *COMMON) if not flag.unsupported]
     left = [
-        (f"-{flag.short}, " if flag.short else "    ") + f"--{flag.name}" + (f" {flag.value}" if flag.value else "")
+        (f"-{flag.short}, " if flag.short else "    ")
+        + f"--{flag.name}"
+        + (f"[={flag.value}]" if flag.bare else f" {flag.value}" if flag.value else "")
         for flag in flags
     ]
     column = min(max(map(len, left)), 34) + 4

@@ -112,5 +112,7 @@ def _take(path: Path, *, exclusive: bool, wait: bool, stop: threading.Event, sta
     except CancelledError:
         os.close(descriptor)
         raise
+    with contextlib.suppress(OSError):
+        os.utime(descriptor)  # by which the least recently used is found
     stack.callback(os.close, descriptor)
     return True
