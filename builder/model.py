@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
@@ -212,14 +213,33 @@ class Plan(Struct, frozen=True):
         return self.scopes[stage]
 
 
+class Severity(enum.Enum):
+    """How bad a finding is, the worst first."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
 class Finding(Struct, frozen=True):
-    """A warning about the build file. rule: BuildKit's name of the check where there is one."""
+    """What a rule has to say of the build file or of the layers. rule: BuildKit's name of the check where there is one.
+
+    related: further lines of `source` that the message speaks of. size: uncompressed bytes that are shipped in vain.
+    paths: in the image, without a leading slash, the worst first. layer: the number of the layer in the image, from 0;
+    None for what the text alone tells. created_by: the layer's history, where there is no build file.
+    """
 
     rule: str
     message: str
     span: Span | None = None
     source: Source | None = None
     hint: str = ""
+    severity: Severity = Severity.WARNING
+    related: tuple[Span, ...] = ()
+    size: int = 0
+    paths: tuple[str, ...] = ()
+    layer: int | None = None
+    created_by: str = ""
 
 
 # ---------------------------------------------------------------- lowered

@@ -63,7 +63,7 @@ class Subject(Struct, frozen=True):
 class Rule(Struct, frozen=True):
     """A named check. summary: what it asks for, in a sentence. check: pure; its docstring says why, with examples.
 
-    experimental: runs only when the file or the command line asks for it.
+    experimental: runs only when the file or the command line asks for it. aliases: what other linters call it.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Rule(Struct, frozen=True):
     check: Callable[[Subject], Iterable[Finding]]
     experimental: bool = False
     documented: bool = True
+    aliases: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
