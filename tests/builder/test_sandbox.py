@@ -302,9 +302,17 @@ NamespaceExecutor("privileged").run(RunSpec(root, argv, ("PATH=/bin",)), show, t
     )
     with builder:
         assert builder.stdout
-        assert builder.stdout.readline() == "up\n"
-        assert sleepers(mark)
-        builder.send_signal(signal.SIGKILL)
+        try:
+            assert builder.stdout.readline() == "up\n"
+            # The command says so before its children have become what they are to be.
+            for _ in range(500):
+                if len(sleepers(mark)) == 2:
+                    break
+                time.sleep(0.02)
+            assert len(sleepers(mark)) == 2
+        finally:
+            # Otherwise leaving the block would wait for it for ever.
+            builder.send_signal(signal.SIGKILL)
     for _ in range(100):
         if not sleepers(mark):
             break
