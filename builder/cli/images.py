@@ -214,7 +214,7 @@ def inspect(given: Given, around: Surroundings) -> int:
     form = given.one("format", "json")
     if given.one("type", "image") != "image":
         raise UsageError(f"--type {given.one('type')}: there are only images")
-    documents: list[dict[str, object]] = []
+    documents: list[dict[str, Any]] = []
     missing: NotFoundError | None = None
     with open_store(given, around.environ) as store:
         for word in given.words:
@@ -225,13 +225,13 @@ def inspect(given: Given, around: Surroundings) -> int:
     if form == "json":
         around.say(json.dumps(documents, indent=4, ensure_ascii=False))
     else:
-        _say(around, (formatted(form, document) for document in documents))
+        _say(around, (formatted(form, _for_template(document)) for document in documents))
     if missing is not None:
         raise missing
     return 0
 
 
-def _document(store: Store, image: Image) -> dict[str, object]:
+def _document(store: Store, image: Image) -> dict[str, Any]:
     config = store.config(image)
     return {
         "Id": image.id,
@@ -249,6 +249,19 @@ def _document(store: Store, image: Image) -> dict[str, object]:
         "RootFS": {"Type": "layers", "Layers": list(config.diff_ids)},
         "Descriptor": image.manifest.to_json(),
     }
+
+
+def _for_template(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with what docker's templates know of a config that does not have it."""
+    from builder.cli.template import Fields, Map, NilList, NilMap
+
+    unset: dict[str, Any] = {"User": "", "WorkingDir": "", "StopSignal": "", "Healthcheck": None, "ArgsEscaped": False}
+    unset |= {name: NilList() for name in ("Env", "Entrypoint", "Cmd", "OnBuild", "Shell")}
+    unset |= {name: NilMap() for name in ("ExposedPorts", "Volumes", "Labels")}
+    config = {
+        name: Map(value) if isinstance(unset.get(name), Map) else value for name, value in document["Config"].items()
+    }
+    return Fields(document | {"Config": Fields(config, unset)}, {"Variant": ""})
 
 
 def history(given: Given, around: Surroundings) -> int:
@@ -390,11 +403,6 @@ _IMAGE |= {"CreatedAt": "CREATED AT", "Size": "SIZE", "Containers": "CONTAINERS"
 _IMAGE |= {"UniqueSize": "UNIQUE SIZE"}
 _STEP = {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY", "Size": "SIZE", "Comment": "COMMENT"}
 _STEP |= {"CreatedAt": "CREATED AT"}
-# What docker's templates know of a config that does not have it.
-_UNSET: dict[str, Any] = {
-    "User": "", "WorkingDir": "", "StopSignal": "", "Env": [], "Entrypoint": [], "Cmd": [], "OnBuild": [], "Shell": [],
-    "ExposedPorts": {}, "Volumes": {}, "Labels": {}, "Healthcheck": None,
-}  # fmt: skip
 
 
 def _listed(form: str, rows: list[dict[str, str]], heads: dict[str, str], shown: list[str]) -> list[str]:
@@ -410,102 +418,17 @@ def _listed(form: str, rows: list[dict[str, str]], heads: dict[str, str], shown:
 
 
 def formatted(form: str, row: Any) -> str:
-    """`json`, or the simple part of docker's templates: fields, also nested, and a function of one.
-
-    Functions are json, len, println, upper, lower, join with a separator, and index with a key or a number.
-    """
-    import re
+    """What `--format` makes of a value: `json`, or a template as docker has it (see `builder.cli.template`)."""
+    from builder.cli.template import Template, TemplateError, json_of
 
     if form == "json":
-        return _json(row)
+        return json_of(row)
     if "{{" not in form:
         raise UsageError(f"--format {form!r} is neither table nor json nor a template", hint="'{{.ID}}'")
-    text = form.replace("\\t", "\t").replace("\\n", "\n")
-    if "{{" in re.sub(r"\{\{.*?\}\}", "", text):
-        raise UsageError(f"--format {form!r} has {{{{ without }}}}")
-    return re.sub(r"\{\{(.*?)\}\}", lambda match: _action(match[1].strip("- "), row), text)
-
-
-def _action(text: str, row: Any) -> str:
-    """What stands for `{{text}}`."""
-    import re
-
-    found = re.fullmatch(r"(?:(\w+)\s+)?\.([\w.]*)((?:\s+(?:\"[^\"]*\"|\d+))*)", text)
-    if found is None or (found[3] and found[1] not in {"join", "index"}):
-        raise _unsupported(text)
-    value: Any = row
-    parts = [part for part in found[2].split(".") if part]
-    for number, part in enumerate(parts):
-        if number and parts[number - 1] == "Config" and part not in value and part in _UNSET:
-            value = _UNSET[part]
-            continue
-        if not isinstance(value, dict) or part not in value:
-            raise UsageError(f"--format: there is no field {part!r}", hint=_fields(value))
-        value = value[part]
-    words = re.findall(r"\"[^\"]*\"|\d+", found[3])
-    match found[1]:
-        case None:
-            return _go(value)
-        case "json":
-            return _json(None if any(value is unset for unset in _UNSET.values()) and value != "" else value)
-        case "println":
-            return _go(value) + "\n"
-        case "len" if isinstance(value, str | list | dict):
-            return str(len(value))
-        case "upper" | "lower" if isinstance(value, str):
-            return value.upper() if found[1] == "upper" else value.lower()
-        case "join" if isinstance(value, list) and len(words) == 1:
-            return str(words[0].strip('"')).join(map(_go, value))
-        case "index" if words:
-            for word in words:
-                value = _at(value, word)
-            return _go(value)
-        case _:
-            raise _unsupported(text)
-
-
-def _at(value: Any, word: str) -> Any:
-    """Go's index: a key that is not there is empty, a place that is not there is an error."""
-    if isinstance(value, dict) and word.startswith('"'):
-        return value.get(word.strip('"'), "")
-    if isinstance(value, list) and word.isdigit():
-        if int(word) < len(value):
-            return value[int(word)]
-        raise UsageError(f"--format: there is no element {word} of {len(value)}")
-    raise UsageError(f"--format: index {word} does not fit {_go(value)}")
-
-
-def _go(value: Any) -> str:
-    """A value as Go prints it: `[a b]`, `map[a:b]`."""
-    match value:
-        case None:
-            return "<nil>"
-        case bool():
-            return str(value).lower()
-        case list():
-            return "[" + " ".join(map(_go, value)) + "]"
-        case dict():
-            return "map[" + " ".join(f"{name}:{_go(value[name])}" for name in sorted(value)) + "]"
-        case _:
-            return str(value)
-
-
-def _json(value: object) -> str:
-    """JSON in one line as Go writes it."""
-    import json
-
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _unsupported(text: str) -> UsageError:
-    return UsageError(
-        f"--format: {{{{{text}}}}} is not supported",
-        hint='{{.ID}}, {{json .Config}}, {{index .Labels "x"}}, {{join .Cmd " "}}, {{len .Env}} and the like are',
-    )
-
-
-def _fields(value: object) -> str:
-    return "it has " + ", ".join(value) if isinstance(value, dict) else ""
+    try:
+        return Template(form).render(row)
+    except TemplateError as error:
+        raise UsageError(f"--format: {error.message}", hint=error.hint) from None
 
 
 def _say(around: Surroundings, lines: Iterable[str]) -> None:

@@ -10,8 +10,6 @@ import pytest
 from msgspec.structs import replace
 
 from builder.cli import run
-from builder.cli.flags import UsageError
-from builder.cli.images import formatted
 from builder.cli.surroundings import Surroundings
 from cache.oci import LAYER, Descriptor, Digest, History, ImageConfig, Layer, RuntimeConfig, digest_of
 from cache.reference import Reference
@@ -183,31 +181,14 @@ def test_prune_asks(shell: Shell, images: dict[str, Digest]) -> None:
     assert shell("image", "prune", "--force") == "Total reclaimed space: 0B\n"
 
 
-def test_templates() -> None:
-    row = {"a": {"b": ["x"]}, "s": "t"}
-    assert formatted("{{json .a}} {{.s}} {{.a.b}} {{ .a }}", row) == '{"b":["x"]} t [x] map[b:[x]]'
-    assert formatted("json", row) == '{"a":{"b":["x"]},"s":"t"}'
-    for wrong in ("x", "{{.none}}", "{{if .s}}", "{{.s}} {{", '{{.s "x"}}', "{{index .a.b 1}}", '{{index .s "x"}}'):
-        with pytest.raises(UsageError):
-            formatted(wrong, row)
-
-
-@pytest.mark.parametrize(
-    "form, text",
-    [
-        ("{{index .Tags 1}}", "b"),
-        ('{{index .Config.Labels "x.y"}}', "z"),
-        ('{{index .Config.Labels "none"}}', ""),
-        ('{{join .Tags ", "}}', "a, b"),
-        ("{{len .Tags}} {{upper .Name}}", "2 APP"),
-        ("{{.Config.Cmd}} {{json .Config.Cmd}} {{.Config.User}}{{json .Config.User}}", '[] null ""'),
-        ('{{index .Config.Volumes "x"}}', ""),
-        ("{{.None}} {{.Yes}}", "<nil> true"),
-    ],
-)
-def test_templates_print_as_go_does(form: str, text: str) -> None:
-    config = {"Labels": {"x.y": "z"}}
-    assert formatted(form, {"Tags": ["a", "b"], "Config": config, "Name": "app", "None": None, "Yes": True}) == text
+def test_inspect_fills_templates(shell: Shell, images: dict[str, Digest]) -> None:
+    form = "{{.Config.Cmd}} {{json .Config.Cmd}} {{len .Config.Volumes}} {{.Config.Labels.kind}} {{.Config.Labels.no}}"
+    assert shell("inspect", "-f", form, "app:1.0") == "[] null 0 web <no value>\n"
+    form = "{{range .RepoTags}}{{println .}}{{end}}{{if .Config.User}}user{{else}}root{{end}}{{.Variant}}"
+    assert shell("inspect", "-f", form, "app:1.0") == "app:1.0\nlocalhost:5000/team/app:latest\nroot\n"
+    for wrong in ("x", "{{.None}}", "{{if .Id}}", "{{.Id", '{{index .RepoTags "x"}}'):
+        shell("inspect", "-f", wrong, "app:1.0", code=2)
+        assert "--format" in shell.err
 
 
 def test_a_table_may_have_columns_of_its_own(shell: Shell, images: dict[str, Digest]) -> None:
