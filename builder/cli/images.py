@@ -30,7 +30,7 @@ LIST_IMAGES = Command(
         Flag("all", "also the intermediate image of each step", "a"),
         Flag(
             "filter",
-            "dangling=true|false, label=NAME[=VALUE], reference=PATTERN, before=IMAGE, since=IMAGE",
+            "dangling=true|false, label=NAME[=VALUE], reference=PATTERN, before=IMAGE, since=IMAGE, until=TIME",
             "f",
             "FILTER",
             many=True,
@@ -40,6 +40,7 @@ LIST_IMAGES = Command(
         _NO_TRUNC,
         _FORMAT,
     ),
+    notes="TIME: 24h, 7d (so long ago), 2026-01-31, 2026-01-31T12:00:00Z, or seconds since 1970.",
 )
 INSPECT = Command(
     name="image inspect",
@@ -76,8 +77,11 @@ REMOVE = Command(
     words=(1, -1),
     flags=(
         Flag("force", "by id: remove all its names; a missing image is no error", "f"),
-        Flag("no-prune", unsupported="intermediate images go with the last image that needs them"),
+        Flag("no-prune", "keep the intermediate images that only it needed, as dangling ones"),
     ),
+    notes="""\
+IMAGE is a name, an id or its beginning, or a digest. What is mounted or what other images are built on is not removed;
+neither is, without --force, what a running build stands on.""",
 )
 PRUNE = Command(
     name="image prune",
@@ -86,8 +90,16 @@ PRUNE = Command(
     flags=(
         Flag("all", "every image, named ones too", "a"),
         Flag("force", "do not ask", "f"),
-        Flag("filter", value="FILTER", many=True, unsupported="prune takes all or dangling images, no filter"),
+        Flag(
+            "filter",
+            "only some: until=TIME (made before), label=NAME[=VALUE], label!=NAME[=VALUE]",
+            value="FILTER",
+            many=True,
+        ),
     ),
+    notes="""\
+TIME: 24h, 7d (so long ago), 2026-01-31, 2026-01-31T12:00:00Z, or seconds since 1970. Images that are mounted, or that a
+running build stands on, stay.""",
 )
 IMPORT_IMAGE = Command(
     name="import",
@@ -162,14 +174,17 @@ def _filter(text: str, store: Store) -> Callable[[Image], bool]:
             return lambda image: image.dangling == (value in TRUE)
         case "dangling":
             raise UsageError(f"--filter dangling={value} is neither true nor false")
-        case "label":
+        case "label" | "label!":
             label, equals, wanted = value.partition("=")
 
             def labelled(image: Image) -> bool:
                 labels = dict(store.config(image).config.labels)
-                return label in labels and (not equals or labels[label] == wanted)
+                return (label in labels and (not equals or labels[label] == wanted)) == (name == "label")
 
             return labelled
+        case "until":
+            moment = _moment(value)
+            return lambda image: (when := _time(image.created)) is None or when < moment
         case "reference":
             return lambda image: bool(image.names)
         case "before" | "since":
@@ -179,7 +194,29 @@ def _filter(text: str, store: Store) -> Callable[[Image], bool]:
             place = order.index(edge.id)
             return lambda image: order.index(image.id) > place if older else order.index(image.id) < place
         case _:
-            raise UsageError(f"--filter has no {name!r}", hint="dangling, label, reference, before, since")
+            raise UsageError(f"--filter has no {name!r}", hint="dangling, label, reference, before, since, until")
+
+
+def _moment(text: str) -> datetime.datetime:
+    """A time as docker's `until` takes it: how long ago, RFC 3339 or a part of it, or seconds since 1970."""
+    import datetime
+    import re
+
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return datetime.datetime.fromtimestamp(float(text), datetime.UTC)
+        if re.fullmatch(r"(\d+(\.\d+)?(ms|[smhdw]))+", text):
+            units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+            parts = re.findall(r"([\d.]+)(ms|[smhdw])", text)
+            return now - datetime.timedelta(seconds=sum(float(number) * units[unit] for number, unit in parts))
+        when = datetime.datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"--filter until={text} is no time", hint="24h, 7d, 2026-01-31, 2026-01-31T12:00:00Z, or seconds since 1970"
+        ) from None
+    # As in docker, a time without a zone is local.
+    return when.astimezone() if when.tzinfo is None else when
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -329,7 +366,7 @@ def remove(given: Given, around: Surroundings) -> int:
     with open_store(given, around.environ) as store:
         for word in given.words:
             try:
-                _say(around, store.remove(word, force=given.on("force")))
+                _say(around, store.remove(word, force=given.on("force"), keep_parents=given.on("no-prune")))
             except NotFoundError as error:
                 failure = failure or (None if given.on("force") else error)
             except StoreError as error:
@@ -343,11 +380,21 @@ def prune(given: Given, around: Surroundings) -> int:
     """Remove what nothing needs, after asking."""
     from builder.terminal import human_size
 
+    for text in given.all("filter"):
+        if text.partition("=")[0] not in {"until", "label", "label!"}:
+            raise UsageError(f"--filter {text!r} is not for prune", hint="until=24h, label=NAME, label!=NAME")
     if not given.on("force") and not _sure(given, around):
         return 0
     choose_isolation()
     with open_store(given, around.environ) as store:
-        pruned = store.prune(all=given.on("all"))
+        only = None
+        if given.has("filter"):
+            kept = {image.id: image for image in store.images()}
+            for text in given.all("filter"):
+                asked = _filter(text, store)
+                kept = {each: image for each, image in kept.items() if asked(image)}
+            only = kept.__contains__
+        pruned = store.prune(all=given.on("all"), only=only)
     if pruned.deleted:
         _say(around, ["Deleted Images:", *pruned.deleted, ""])
     around.say(f"Total reclaimed space: {human_size(pruned.bytes, 4)}")

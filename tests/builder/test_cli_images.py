@@ -106,6 +106,12 @@ def test_all_shows_the_intermediate_ones(shell: Shell, images: dict[str, Digest]
         (["-f", "reference=localhost:5000/*/app"], {"app"}),
         (["-f", "before=app:1.0"], {"old"}),
         (["-f", "since=app:1.0"], set()),
+        (["-f", "until=2019-06-01"], {"old"}),
+        (["-f", "until=1546300801"], {"old"}),
+        (["-f", "until=24h"], {"app", "old"}),
+        (["-f", "until=1500000000"], set()),
+        (["-f", "label!=kind"], set()),
+        (["-f", "label!=kind=db"], {"app", "old"}),
         (["app"], {"app"}),
         (["app:1.0"], {"app"}),
         (["app:2.0"], set()),
@@ -124,6 +130,9 @@ def test_formats(shell: Shell, images: dict[str, Digest]) -> None:
     assert "sha256:" in shell("images", "--digests").splitlines()[1]
     shell("images", "--format", "{{range .}}", code=2)
     shell("images", "-f", "color=red", code=2)
+    shell("images", "-f", "until=soon", code=2)
+    form = "{{if eq .Tag `1.0`}}{{.Repository | upper}}{{else}}-{{end}}"
+    assert shell("images", "--format", form).split() == ["APP", "-", "-"]
 
 
 def test_inspect(shell: Shell, images: dict[str, Digest]) -> None:
@@ -169,6 +178,51 @@ def test_removal_says_what_it_did(shell: Shell, images: dict[str, Digest]) -> No
 
 def test_removing_several_goes_on_after_one_that_is_missing(shell: Shell, images: dict[str, Digest]) -> None:
     assert f"Deleted: {images['old']}" in shell("rmi", "nothing", images["old"], code=1)
+
+
+def test_prune_with_filters(shell: Shell, images: dict[str, Digest]) -> None:
+    shell("image", "prune", "-f", "--filter", "dangling=true", code=2)
+    assert shell("image", "prune", "-f", "--filter", "label=none") == "Total reclaimed space: 0B\n"
+    assert "Deleted" not in shell("image", "prune", "-af", "--filter", "until=2018-01-01T00:00:00Z")
+    out = shell("image", "prune", "-af", "--filter", "until=2019-02-01", "--filter", "label=kind=web")
+    assert f"Deleted: {images['old']}" in out
+    assert images["app"] not in out
+    out = shell("image", "prune", "-af", "--filter", "label!=none")
+    assert "Untagged: app:1.0" in out
+    assert f"Deleted: {images['app']}" in out
+    assert shell("images", "-aq") == ""
+
+
+def test_what_a_running_build_stands_on_stays(shell: Shell, images: dict[str, Digest]) -> None:
+    with Store.open(shell.root) as store, store.lease():
+        store.note_use(images["app"])
+        assert shell("rmi", "app:1.0") == "Untagged: app:1.0\n"
+        for word in ("localhost:5000/team/app", images["app"]):
+            shell("rmi", word, code=1)
+            assert "in use by a running build (process " in shell.err
+            assert "--force" in shell.err
+        shell("rmi", images["step"], code=1)
+        assert images["app"] not in shell("image", "prune", "-af")
+        assert f"Deleted: {images['app']}" in shell("rmi", "-f", images["app"])
+        assert store.has(images["app"])
+    assert not store.has(images["app"])
+    assert shell("images", "-aq") == ""
+
+
+def test_parents_may_be_kept(shell: Shell, images: dict[str, Digest]) -> None:
+    out = shell("rmi", "-f", "--no-prune", images["app"])
+    assert f"Deleted: {images['app']}" in out
+    assert images["step"] not in out
+    assert images["step"] in shell("images", "-q", "--no-trunc", "-f", "dangling=true").split()
+    assert f"Deleted: {images['step']}" in shell("image", "prune", "-f")
+
+
+def test_removal_by_digest(shell: Shell, images: dict[str, Digest]) -> None:
+    digest = json.loads(shell("inspect", "app:1.0"))[0]["Descriptor"]["digest"]
+    shell("rmi", f"app@{digest}", code=1)
+    assert "several names" in shell.err
+    lines = shell("rmi", "-f", f"app@{digest}").splitlines()
+    assert lines[:2] == ["Untagged: app:1.0", "Untagged: localhost:5000/team/app:latest"]
 
 
 def test_prune_asks(shell: Shell, images: dict[str, Digest]) -> None:
