@@ -75,7 +75,12 @@ BUILD = Command(
         Flag("ulimit", "a limit in RUN", value="NAME=SOFT[:HARD]", many=True),
         Flag("allow", "grant network.host or security.insecure", value="ENTITLEMENT", many=True),
         Flag("ignorefile", "the ignore file (default: <Dockerfile>.dockerignore, .dockerignore)", value="FILE"),
-        Flag("isolation", "the tier of RUN: auto, privileged, rootless, rootless-single", value="TIER"),
+        Flag(
+            "isolation",
+            "where RUN runs: auto, namespaces, chroot, proot; or privileged, rootless, rootless-single",
+            value="TIER",
+        ),
+        Flag("require-isolation", "refuse what isolates less than: namespaces, chroot, proot", value="LEAST"),
         Flag(
             "lint",
             "look into the layers, too; with =error, a warning fails the build, and no name moves",
@@ -147,7 +152,7 @@ def build(given: Given, around: Surroundings) -> int:
         if given.has(name):
             Path(given.one(name)).unlink(missing_ok=True)
     # Entering a user namespace is for a process without threads; the display has one.
-    isolation = choose_isolation(given.one("isolation", "auto"))
+    isolation = choose_isolation(given.one("isolation", "auto"), given.one("require-isolation", ""))
     stop = threading.Event()
     with Stop(stop) as stopped, open_store(given, around.environ) as store:
         from builder.build import build as perform
