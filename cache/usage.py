@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from cache.prune import GRACE, doom, drop_intermediates, forget, sweep, take_away, to_trash
+from cache.prune import GRACE, doom, drop_intermediates, forget, sweep, to_trash
+from cache.removal import take_away
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -12,7 +12,7 @@ import pytest
 
 from cache import database, usage
 from cache.check import check
-from cache.index import Index, Record, key
+from cache.index import Index, Place, Record, key
 from cache.oci import LAYER, History, ImageConfig, Layer, chain_ids, digest_of
 from cache.reference import Reference
 from cache.store import Image, Store
@@ -47,7 +47,7 @@ def put(store: Store, *layers: Layer, name: str = "", intermediate: bool = False
 def record(store: Store, item: Layer, days_ago: int = 0) -> str:
     """A record of a layer, its listing and a snapshot, last used so many days ago."""
     parts = [("layer", item.diff_id)]
-    Index(store.database).record(Record(key(parts), item, 1, 1, 1.0, 1.0), parts, "step")
+    Index(store.database).record(Record(key(parts), item, 1, 1, 1.0, 1.0), parts, Place("/src", "build", 1, "RUN make"))
     with store.database.transaction() as connection:
         connection.execute("UPDATE records SET used = ? WHERE key = ?", (TODAY - days_ago, key(parts)))
     (store.root / "listings" / item.diff_id[7:]).write_bytes(b"x" * 5000)
@@ -211,7 +211,7 @@ def test_a_damaged_blob_is_found_and_repaired(store: Store) -> None:
     told = " ".join(fault.what for fault in check(store).faults)
     assert told.count("is damaged: its bytes") == 2
     assert "the image app:latest: its blob" in told
-    assert told.count("the record of the step 'step'") == 2
+    assert told.count("the record of the step '/src build 1'") == 2
     check(store, repair=True)
     assert Index(store.database).lookup(key([("layer", two.diff_id)])) is None
     left = check(store).faults
