@@ -206,11 +206,18 @@ def free(connection: Connection, layers: Iterable[int], blobs: Iterable[str]) ->
         if row is None:
             continue
         chain, diff_id, digest = row
+        chains = [chain]
         connection.execute("DELETE FROM layers WHERE number = ?", (layer,))
-        if not connection.execute("SELECT 1 FROM layers WHERE digest = ?", (digest,)).fetchone():
+        if not connection.execute(_IN_ANY_IMAGE, (digest,)).fetchone():
+            # Other places of it are those of intermediates that the cache has lost.
+            chains += [one for (one,) in connection.execute("SELECT chain FROM layers WHERE digest = ?", (digest,))]
+            connection.execute("DELETE FROM layers WHERE digest = ?", (digest,))
             connection.execute("DELETE FROM records WHERE digest = ?", (digest,))
-        paths += [_blob(digest), _snapshot(chain), _listing(diff_id)]
+        paths += [_blob(digest), *map(_snapshot, chains), _listing(diff_id)]
     _doom(connection, [path for path in paths if not _needed(connection, path)])
+
+
+_IN_ANY_IMAGE = "SELECT 1 FROM layers l JOIN image_layers i ON i.layer = l.number WHERE l.digest = ?"
 
 
 def sweep(store: Store) -> int:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import time
 from random import Random
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from builder.cli.build import duration
 from builder.cli.flags import UsageError
 from builder.events import StepFinished, StepMissed, StepStarted
 from builder.terminal import progress
+from cache.store import Store
+from cache.usage import measure
 from tests.building import Bench, needs_run, write
 
 if TYPE_CHECKING:
@@ -468,6 +471,35 @@ def test_du_says_what_the_disk_says_and_prune_leaves_images_alone(bench: Bench) 
     done = bench.build(text, {"a": "2"})
     assert [step.cached for step in done.steps] == [False, True, True]  # the layers of the last are the image's
     assert done.image == json.loads(bench.pybuild("image", "inspect", "app").out)[0]["Id"]
+
+
+def test_du_says_what_du_says(bench: Bench) -> None:
+    """With the very program, while the database is open with its log and shared memory beside it."""
+    program = shutil.which("du")
+    if program is None:
+        pytest.skip("needs du(1)")
+    needs_run()
+    text = "FROM base AS one\nRUN --mount=type=cache,id=pip,target=/c echo >/c/f; echo 1 >/1; ln /1 /2\n"
+    bench.build(text + "FROM base\nCOPY --from=one /1 /1\nCOPY a /a\n", {"a": "1"})
+    with Store.open(bench.root) as store:
+        items = measure(store)
+        total = subprocess.run([program, "-s", "--block-size=1", bench.root], capture_output=True, check=True).stdout
+    assert sum(item.size for item in items) == int(total.split()[0])
+
+
+def test_the_history_of_an_image_outlives_the_cache(bench: Bench) -> None:
+    text = "FROM scratch AS one\nCOPY a /a\nFROM scratch\nCOPY --from=one /a /b\nENV A=1\nCOPY d /d\n"
+    bench.build(text, FILES)
+    before = bench.pybuild("history", "--no-trunc", "-q", "app").out.split()
+    assert len(set(before) - {"<missing>"}) == 3
+    bench.pybuild("cache", "prune", "-y")
+    assert bench.pybuild("history", "--no-trunc", "-q", "app").out.split() == before
+    assert len(bench.listed("-a")) == 3  # the other stage's is gone
+    # With the image goes all that only it needs.
+    bench.build(text)
+    bench.pybuild("rmi", "app")
+    assert bench.listed("-a") == []
+    assert os.listdir(bench.root / "blobs/sha256") == os.listdir(bench.root / "listings") == []
 
 
 def test_prune_by_age_size_and_type(bench: Bench) -> None:

@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cache.removal import remove_tree, take_away
 from tests.cache.test_prune import as_user
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Remove = Callable[[str], int]
 

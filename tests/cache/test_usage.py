@@ -155,19 +155,21 @@ def test_a_running_build_loses_nothing(store: Store) -> None:
 
 def test_intermediates_go_with_the_steps_that_they_are_of(store: Store) -> None:
     one, two, three = (layer(store, data) for data in (b"1", b"2", b"3"))
-    below = put(store, one, two, intermediate=True)
-    put(store, one, name="app", parent=below)
-    lonely = put(store, three, intermediate=True)
+    copied = put(store, one, two, intermediate=True)
+    below = put(store, one, intermediate=True)
+    put(store, one, three, name="app", parent=below)
+    store.put_image(store.config(store.image("app")), (one, three), needs=[copied.id])
     record(store, two)
     record(store, one, 30)
     usage.cut(store, older_than=60, kinds=["step"])
-    assert {image.id for image in store.images(all=True)} >= {below.id, lonely.id}
+    assert {image.id for image in store.images(all=True)} >= {below.id, copied.id}
     usage.cut(store)
-    assert [store.holds(item.descriptor) for item in (one, two, three)] == [True, False, False]
-    assert [image.names for image in store.images(all=True)] == [("app:latest",)]
-    assert store.image("app").parent is None
+    assert [store.holds(item.descriptor) for item in (one, two, three)] == [True, False, True]
+    # What an image was built on are the steps of its history.
+    assert {image.id for image in store.images(all=True)} == {below.id, store.image("app").id}
+    assert store.image("app").parent == below.id
     assert check(store).faults == ()
-    assert len(list((store.root / "blobs" / "sha256").iterdir())) == 3
+    assert len(list((store.root / "blobs" / "sha256").iterdir())) == 6
 
 
 def test_a_cache_mount_in_use_stays(store: Store) -> None:
