@@ -720,10 +720,10 @@ def _open_path(path: str) -> int:
 class _Run:
     """One RUN, in the child that becomes it. Methods are called once, in the order of `start`."""
 
-    def __init__(self, request: dict[str, Any], output: int, report: Callable[[tuple[Any, ...]], None]) -> None:
+    def __init__(self, request: dict[str, Any], output: int, builder: _socket.socket) -> None:
         self.request = request
         self.output = output
-        self.report = report
+        self.builder = builder
         self.root = -1
         self.scratch = -1
         # Docker lets a RUN make device nodes and has a device cgroup refuse to open them; mounts without devices do the
@@ -823,7 +823,7 @@ class _Run:
                     times[path] = (status.st_atime_ns, status.st_mtime_ns)
         made, touched = _make_mount_points(directory, directory, self.points)
         if made:
-            self.report(("made", made, [(path, *times[path]) for path in touched]))
+            send_frame(self.builder, ("made", made, [(path, *times[path]) for path in touched]))
         for path in touched:
             os.utime(f"{directory}/{path}", ns=times[path])
 
@@ -1068,7 +1068,6 @@ class _Run:
     def _become(self, filters: Sequence[bytes]) -> NoReturn:
         request = self.request
         uid, gid = request["uid"], request["gid"]
-        enter_folder(request["cwd"])
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(null, 0)
         if uid:
@@ -1076,7 +1075,8 @@ class _Run:
             _chown(self.output, uid, gid)
         os.dup2(self.output, 1)
         os.dup2(self.output, 2)
-        close_at_exec()
+        close_others(self.builder.fileno())
+        enter_folder(request["cwd"])
         limit(request["ulimits"])
         # Python ignores these two; handlers end by themselves with exec, and `main` saw to the others.
         default_signals((SIGPIPE, SIGXFSZ))
@@ -1095,18 +1095,29 @@ class _Run:
         execute(request["argv"], [os.fsencode(e) for e in request["env"]])
 
 
-def close_at_exec() -> None:
-    """Let all descriptors but the three standard ones end with the next exec."""
-    _call(SYS_CLOSE_RANGE, "close_range", 3, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)
+def close_others(kept: int) -> None:
+    """Close all descriptors but the three standard ones and `kept`, which ends with the next exec."""
+    if kept > 3:
+        _call(SYS_CLOSE_RANGE, "close_range", 3, kept - 1, 0)
+    _call(SYS_CLOSE_RANGE, "close_range", kept + 1, 0xFFFFFFFF, 0)
+    _call(SYS_CLOSE_RANGE, "close_range", kept, kept, CLOSE_RANGE_CLOEXEC)
 
 
 def enter_folder(path: str) -> None:
-    """Change to a folder, made if missing."""
+    """Change to a folder of the command's root, made if missing.
+
+    An image may call it `/proc/self/fd/8`: a folder of the machine that was open would be entered with it
+    (CVE-2024-21626). So all others are closed by now, and what was entered has to have a place below the root.
+    """
     try:
         os.chdir(path)
     except FileNotFoundError:
         os.makedirs(path, 0o755)
         os.chdir(path)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise OSError(errno.ENOENT, f"the working directory {path} is not in the image") from None
 
 
 def _chown(target: int | str, uid: int, gid: int) -> None:
@@ -1261,7 +1272,7 @@ def _child(sock: _socket.socket, output: int, filters: dict[bool, list[bytes]]) 
     try:
         request = receive_frame(sock)
         if request is not None:
-            _Run(request, output, lambda message: send_frame(sock, message)).start(filters[request["single"]])
+            _Run(request, output, sock).start(filters[request["single"]])
     except BaseException as error:
         # Whatever it is, it is the builder's to tell; this process has nobody to tell it to.
         try:

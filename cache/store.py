@@ -121,7 +121,11 @@ class Store:
             for folder in _FOLDERS:
                 path = os.path.join(store.root, folder)
                 if not os.path.isdir(path):
-                    os.makedirs(path, exist_ok=True)
+                    os.makedirs(store.root.parent, exist_ok=True)
+                    # Set-user-id programs of images lie here, old ones too: nobody else may come near them.
+                    for place in (os.fspath(store.root), os.path.dirname(path), path):
+                        with suppress(FileExistsError):
+                            os.mkdir(place, 0o700)
             if not os.access(store.root, os.W_OK):
                 raise PermissionError(13, "Permission denied")
             # An empty file is what a power cut can leave of one that was just renamed.
