@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from builder.assembly import layer_history
+from builder.errors import BuildError
+from builder.handlers.owners import known_ids, lookup
 from builder.lint.layers import ImageLayer, ImageSubject, Maker, lives
 from builder.model import Budget, ImageResult
 from cache.errors import StoreError
@@ -41,32 +43,41 @@ def subject_of(
     """
     config, layers = _parts(image, store)
     if work is None:
-        makers, idle, every = _from_history(config, len(layers))
-        below = _base_of(image, layers, config, store, base)
+        below, before = _base_of(image, layers, config, store, base)
+        makers, every = _from_history(config, len(layers))
+        every = every[before:]
+        idle = [maker for maker in every if maker.keyword == "RUN" and not any(maker is other for other in makers)]
     else:
-        made = [_maker(step) for step in work]
-        with_layers = [maker for maker, step in zip(made, work, strict=True) if step.layer is not None]
+        every = [_maker(step) for step in work]
+        pairs = list(zip(every, work, strict=True))
+        with_layers = [maker for maker, step in pairs if step.layer is not None]
         below = len(layers) - len(with_layers)
-        lines = _lines(config, len(layers))[:below]
-        makers = [*(Maker(_short(line.created_by), line.created_by) for line in lines), *with_layers]
-        idle = [
-            maker
-            for maker, step in zip(made, work, strict=True)
-            if step.layer is None and step.lowered.step is not None
-        ]
-        every = made
+        makers = [*_from_history(config, len(layers))[0][:below], *with_layers]
+        idle = [maker for maker, step in pairs if step.layer is None and step.lowered.step is not None]
     found = tuple(
         ImageLayer(
-            number,
-            number >= below,
-            maker,
-            listing(store, layer),
-            listed_traits(store, layer),
-            layer.descriptor.size,
+            number, number >= below, maker, listing(store, layer), listed_traits(store, layer), layer.descriptor.size
         )
         for number, (layer, maker) in enumerate(zip(layers, makers, strict=True))
     )
-    return ImageSubject(config, found, Tree(store, layers), lives(found), tuple(idle), tuple(every), budget)
+    files = Tree(store, layers)
+    user, problem = None, ""
+    try:
+        user = lookup(config.config.user, files)
+    except BuildError as error:
+        problem = error.message
+    return ImageSubject(
+        config,
+        found,
+        files,
+        lives(found),
+        tuple(idle),
+        tuple(every),
+        user,
+        problem,
+        known_ids(files),
+        budget,
+    )
 
 
 def _parts(image: Image | ImageResult, store: Store) -> tuple[ImageConfig, tuple[Layer, ...]]:
@@ -85,18 +96,11 @@ def _maker(step: Made) -> Maker:
 # ---------------------------------------------------------------- without a build file
 
 
-def _lines(config: ImageConfig, layers: int) -> list[History]:
-    """The lines of history that have a layer, one for each."""
-    return [line for line in layer_history(config.history, layers) if not line.empty_layer]
-
-
-def _from_history(config: ImageConfig, layers: int) -> tuple[list[Maker], list[Maker], list[Maker]]:
-    """What made each layer; RUNs that made none; all."""
+def _from_history(config: ImageConfig, layers: int) -> tuple[list[Maker], list[Maker]]:
+    """What made each layer; and every line, those without a layer too."""
     history = layer_history(config.history, layers)
     every = [Maker(_short(line.created_by), line.created_by) for line in history]
-    pairs = list(zip(every, history, strict=True))
-    idle = [maker for maker, line in pairs if line.empty_layer and maker.keyword == "RUN"]
-    return [maker for maker, line in pairs if not line.empty_layer], idle, every
+    return [maker for maker, line in zip(every, history, strict=True) if not line.empty_layer], every
 
 
 def _short(created_by: str) -> str:
@@ -111,25 +115,33 @@ def _short(created_by: str) -> str:
 
 def _base_of(
     image: Image | ImageResult, layers: tuple[Layer, ...], config: ImageConfig, store: Store, base: str
-) -> int:
-    """How many of the layers are the base's."""
+) -> tuple[int, int]:
+    """How many of the layers, and how many lines of history, are the base's."""
     diff_ids = tuple(layer.diff_id for layer in layers)
     if base:
-        found = tuple(layer.diff_id for layer in store.layers(store.image(base)))
-        if diff_ids[: len(found)] != found:
+        below = store.config(store.image(base))
+        if diff_ids[: len(below.diff_ids)] != below.diff_ids:
             raise StoreError(f"the image does not stand on {base}", "its layers do not begin with those of that image")
-        return len(found)
-    longest = 0
+        return len(below.diff_ids), _lines_of(below)
+    longest: ImageConfig | None = None
     for other in store.images():
         if other.id == image.id or not other.names:
             continue
-        found = tuple(layer.diff_id for layer in store.layers(other))
-        if longest < len(found) < len(diff_ids) and diff_ids[: len(found)] == found:
-            longest = len(found)
-    if longest:
-        return longest
-    lines = _lines(config, len(layers))
-    return 1 if len(lines) > 1 and _is_root_file_system(lines[0]) else 0
+        below = store.config(other)
+        count = len(below.diff_ids)
+        if (len(longest.diff_ids) if longest else 0) < count < len(diff_ids) and diff_ids[:count] == below.diff_ids:
+            longest = below
+    if longest is not None:
+        return len(longest.diff_ids), _lines_of(longest)
+    history = layer_history(config.history, len(layers))
+    first = next((number for number, line in enumerate(history) if not line.empty_layer), 0)
+    if len(layers) > 1 and _is_root_file_system(history[first]):
+        return 1, first + 1
+    return 0, 0
+
+
+def _lines_of(config: ImageConfig) -> int:
+    return len(layer_history(config.history, len(config.diff_ids)))
 
 
 def _is_root_file_system(line: History) -> bool:

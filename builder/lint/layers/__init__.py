@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from builder.lint.layers import leftovers, waste
+from builder.lint.layers import contents, leftovers, permissions, secrets, start, waste
 from builder.lint.layers.subject import ImageLayer, ImageSubject, LayerRule, Maker, Shipped, lives
 from builder.model import Budget
 
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["RULES", "Budget", "ImageLayer", "ImageSubject", "LayerRule", "Maker", "Shipped", "examine", "lives"]
 
-RULES = (*leftovers.RULES, *waste.RULES)
+RULES = (
+    *leftovers.RULES,
+    *waste.RULES,
+    *contents.RULES,
+    *secrets.RULES,
+    *permissions.RULES,
+    *start.RULES,
+)
 """Every rule; the order is that of findings in one line."""
 
 

@@ -14,6 +14,7 @@ from cache.traits import Traits
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from builder.handlers.owners import User
     from builder.model import Step
     from cache.entries import Files
     from cache.oci import ImageConfig
@@ -107,7 +108,9 @@ class Shipped(Struct):
 class ImageSubject(Struct, frozen=True):
     """An image as rules see it. layers: the lowest first. files: what they show together. shipped: see `lives`.
 
-    idle: the instructions that could have made a layer and changed nothing. budget: what the user allows.
+    idle: the instructions that could have made a layer and changed nothing. makers: all instructions but the base's,
+    in order, those for the config among them. user: whom the image runs as; user_problem: why that is not known. ids:
+    the users and the groups that the image has names for; None where it has no such files. budget: what is allowed.
     """
 
     config: ImageConfig
@@ -116,6 +119,9 @@ class ImageSubject(Struct, frozen=True):
     shipped: tuple[Shipped, ...] = ()
     idle: tuple[Maker, ...] = ()
     makers: tuple[Maker, ...] = ()
+    user: User | None = None
+    user_problem: str = ""
+    ids: tuple[frozenset[int], frozenset[int]] | None = None
     budget: Budget = Budget()
 
     def own(self) -> Iterator[Shipped]:

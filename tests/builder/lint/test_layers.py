@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import struct
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,21 @@ def brief(events: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
     return [(event["rule"], event["line"], event.get("size", 0)) for event in events]
 
 
-def busybox_size() -> int:
-    return (busybox() / "bin/busybox").stat().st_size
+def program(machine: int = 62, loader: str = "", debug: int = 0, kind: int = 2) -> bytes:
+    """A file that looks like a program of 64 bits, with so many bytes of debugging information."""
+    order = "<"
+    path = loader.encode() + b"\0" if loader else b""
+    names = b"\0.shstrtab\0.debug_info\0"
+    body = 64 + 56 * bool(loader)
+    table = body + len(path) + debug + len(names)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header += struct.pack(order + "HHIQQQIHHHHHH", kind, machine, 1, 0, 64, table, 0, 64, 56, bool(loader), 64, 3, 1)
+    if loader:
+        header += struct.pack(order + "IIQQQQQQ", 3, 4, body, 0, 0, len(path), len(path), 1)
+    sections = bytes(64)
+    sections += struct.pack(order + "IIQQQQIIQQ", 1, 3, 0, 0, body + len(path) + debug, len(names), 0, 0, 1, 0)
+    sections += struct.pack(order + "IIQQQQIIQQ", 11, 1, 0, 0, body + len(path), debug, 0, 0, 1, 0)
+    return header + path + bytes(debug) + names + sections
 
 
 # ---------------------------------------------------------------- pages
@@ -60,7 +74,8 @@ def busybox_size() -> int:
 @pytest.mark.parametrize("rule", PAGED, ids=lambda rule: rule.name)
 def test_the_bad_file_is_found_and_the_good_one_is_not(rule: LayerRule, bench: Bench) -> None:
     page = sections(rule)
-    bad = [event for event in found(bench, page["Bad"]) if event["rule"] == rule.name]
+    files = {"unstripped": program(debug=1 << 20), "stripped": program()}
+    bad = [event for event in found(bench, page["Bad"], files=files) if event["rule"] == rule.name]
     assert bad, "Bad is not found"
     assert all(event["line"] for event in bad)
     good = found(bench, page["Good"])
