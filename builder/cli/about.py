@@ -24,7 +24,6 @@ INFO = Command(
 _PROGRAMS = {
     "newuidmap": "RUN as an ordinary user, with every id",
     "git": "contexts and ADD from git repositories",
-    "zstd": "base images with layers in zstd",
 }
 
 
