@@ -356,8 +356,8 @@ def check_layers(
         if counts[index] > limit and (below is None or inherited <= limit):
             errors.append(
                 BuildError(
-                    f"stage {stage.plan.title} would have {counts[index]} layers, {inherited} of them from "
-                    f"{stage.plan.stage.from_.image.text}; "
+                    f"stage {stage.plan.title} would have {counts[index]} layers"
+                    + (f", {inherited} of them from {stage.plan.stage.from_.image.text}; " if inherited else "; ")
                     + ("overlayfs mounts" if index in chain else "docker takes")
                     + f" no more than {limit}",
                     span=stage.plan.stage.from_.span,
