@@ -47,6 +47,8 @@ def subject_of(
         makers, every = _from_history(config, len(layers))
         every = every[before:]
         idle = [maker for maker in every if maker.keyword == "RUN" and not any(maker is other for other in makers)]
+        if any(line.comment.startswith("merge ") for line in config.history):
+            idle = []  # squashed: no line but the last has a layer
     else:
         every = [_maker(step) for step in work]
         pairs = list(zip(every, work, strict=True))
@@ -118,6 +120,8 @@ def _base_of(
 ) -> tuple[int, int]:
     """How many of the layers, and how many lines of history, are the base's."""
     diff_ids = tuple(layer.diff_id for layer in layers)
+    if isinstance(image, ImageResult):
+        return image.inherited, _lines_up_to(config, len(layers), image.inherited)
     if base:
         below = store.config(store.image(base))
         if diff_ids[: len(below.diff_ids)] != below.diff_ids:
@@ -138,6 +142,16 @@ def _base_of(
     if len(layers) > 1 and _is_root_file_system(history[first]):
         return 1, first + 1
     return 0, 0
+
+
+def _lines_up_to(config: ImageConfig, layers: int, count: int) -> int:
+    """How many lines of history the first `count` layers are the last of."""
+    seen = 0
+    for number, line in enumerate(layer_history(config.history, layers)):
+        if seen == count:
+            return number
+        seen += not line.empty_layer
+    return 0
 
 
 def _lines_of(config: ImageConfig) -> int:
