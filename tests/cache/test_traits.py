@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,12 +12,14 @@ from cache.entries import BytesContent, Entry, Kind
 from cache.layers import Layer, hashed, listed_traits, listing, recorded, unpacked
 from cache.store import Store
 from cache.traits import Elf, Look, Traits, look, secrets_in
+from tests.handmade import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 KEY = b"-----BEGIN %sPRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQ\n-----END PRIVATE KEY-----\n"
+LOADER = "/lib64/ld-linux-x86-64.so.2"
 LETTERS = "aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zAbCdEfGhIjKlMnOpQrStUvWxYz0123456789"
 
 
@@ -28,36 +29,18 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def program(loader: str = "/lib64/ld-linux-x86-64.so.2", debug: int = 0, kind: int = 3, big: bool = False) -> bytes:
-    """An ELF file of 64 bits; big: its most significant byte first."""
-    order = ">" if big else "<"
-    path = loader.encode() + b"\0" if loader else b""
-    names = b"\0.shstrtab\0.debug_info\0"
-    body = 64 + 56 * bool(loader)
-    table = body + len(path) + debug + len(names)
-    machine = 22 if big else 62
-    head = b"\x7fELF\x02" + (b"\x02" if big else b"\x01") + b"\x01" + bytes(9)
-    head += struct.pack(order + "HHIQQQIHHHHHH", kind, machine, 1, 0, 64, table, 0, 64, 56, bool(loader), 64, 3, 1)
-    if loader:
-        head += struct.pack(order + "IIQQQQQQ", 3, 4, body, 0, 0, len(path), len(path), 1)
-    sections = bytes(64)
-    sections += struct.pack(order + "IIQQQQIIQQ", 1, 3, 0, 0, body + len(path) + debug, len(names), 0, 0, 1, 0)
-    sections += struct.pack(order + "IIQQQQIIQQ", 11, 1, 0, 0, body + len(path), debug, 0, 0, 1, 0)
-    return head + path + bytes(debug) + names + sections
-
-
 # ---------------------------------------------------------------- programs and scripts
 
 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        pytest.param(program(), Elf(3, 62, "/lib64/ld-linux-x86-64.so.2"), id="dynamic"),
-        pytest.param(program("", kind=2), Elf(2, 62), id="static"),
-        pytest.param(program("", 4096, 2), Elf(2, 62, debug=4096), id="unstripped"),
-        pytest.param(program("", kind=4), Elf(4, 62), id="core dump"),
-        pytest.param(program(big=True), Elf(3, 22, "/lib64/ld-linux-x86-64.so.2", little=False), id="big-endian"),
-        pytest.param(program()[:200], Elf(3, 62, "/lib64/ld-linux-x86-64.so.2", debug=-1), id="cut off"),
+        pytest.param(program(LOADER, kind=3), Elf(3, 62, LOADER), id="dynamic"),
+        pytest.param(program(), Elf(2, 62), id="static"),
+        pytest.param(program(debug=4096), Elf(2, 62, debug=4096), id="unstripped"),
+        pytest.param(program(kind=4), Elf(4, 62), id="core dump"),
+        pytest.param(program(LOADER, 22, kind=3, big=True), Elf(3, 22, LOADER, little=False), id="big-endian"),
+        pytest.param(program(LOADER, kind=3)[:200], Elf(3, 62, LOADER, debug=-1), id="cut off"),
         pytest.param(b"\x7fELF\x02\x01", None, id="too short"),
         pytest.param(b"\x7fELF\x09" + bytes(80), None, id="no class"),
     ],
@@ -177,7 +160,7 @@ def test_pieces_of_any_length_say_what_the_whole_says(size: int, data: bytes) ->
 
 
 def test_a_large_programs_sections_are_seen_at_its_end() -> None:
-    data = program("", 3 << 20, 2)
+    data = program(debug=3 << 20)
     watch = Look(b"a")
     for at in range(0, len(data), 1 << 20):
         watch.add(data[at : at + (1 << 20)])
