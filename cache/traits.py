@@ -17,6 +17,7 @@ from msgspec import Struct
 _SEARCHED = 4 << 20
 """So many bytes of a text are searched for keys and tokens, in a binary file none."""
 
+_BLOCK = 1 << 20
 _OVERLAP = 512
 """What a pattern may be cut by between two pieces."""
 
@@ -54,33 +55,48 @@ class Traits(Struct, frozen=True, omit_defaults=True):
 
 
 class Look:
-    """A file being looked at while its bytes go by: `add` each piece in order, then ask `found`."""
+    """A file being looked at while its bytes go by: `add` each piece in order, however small, then ask `found`."""
 
     def __init__(self, path: bytes) -> None:
         self._path = path
+        self._pieces: list[bytes] = []
+        self._waiting = 0
         self._seen = 0
         self._head = b""
-        self._pieces: list[bytes] = []
+        self._before = b""
+        self._last = b""
         self._kinds: dict[str, None] = {}
         self._searching = False
 
     def add(self, piece: bytes) -> None:
         """The next bytes."""
-        if not self._seen:
-            self._head = piece
-            self._searching = _is_searched(self._path, piece)
-        last = self._pieces[-1] if self._pieces else b""
-        if self._searching and self._seen < _SEARCHED:
-            for kind in _kinds(self._path, last[-_OVERLAP:] + piece):
-                self._kinds[kind] = None
-        self._seen += len(piece)
-        # The table of a program's sections stands at its end, the names right before it.
-        self._pieces = [last, piece] if last else [piece]
+        self._pieces.append(piece)
+        self._waiting += len(piece)
+        if self._waiting >= _BLOCK:
+            self._turn()
 
     def found(self) -> Traits | None:
         """What there is to say, None for nothing."""
-        tail = b"".join(self._pieces)
+        if not self._seen:
+            return look(self._path, b"".join(self._pieces))
+        self._turn()
+        tail = self._before + self._last
         return _traits(self._head, tuple(self._kinds), tail, self._seen - len(tail))
+
+    def _turn(self) -> None:
+        """Look at what has come since the last time."""
+        block = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        if not self._seen:
+            self._head = block
+            self._searching = _is_searched(self._path, block)
+        if self._searching and self._seen < _SEARCHED:
+            for kind in _kinds(self._path, self._last[-_OVERLAP:] + block):
+                self._kinds[kind] = None
+        self._seen += len(block)
+        # The table of a program's sections stands at its end, the names right before it.
+        self._before, self._last = self._last, block
+        self._pieces = []
+        self._waiting = 0
 
 
 def look(path: bytes, data: bytes) -> Traits | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import struct
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from builder.lint.layers import RULES, LayerRule, examine
 from builder.model import Finding, Severity
 from cache.store import Store
 from tests.building import Bench, busybox, needs_run
+from tests.handmade import program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,23 +49,6 @@ def found(bench: Bench, dockerfile: str, *flags: str, files: Any = None, code: i
 def brief(events: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
     """Rule, line and bytes."""
     return [(event["rule"], event["line"], event.get("size", 0)) for event in events]
-
-
-def program(machine: int = 62, loader: str = "", debug: int = 0, kind: int = 2) -> bytes:
-    """A file that looks like a program of 64 bits, with so many bytes of debugging information."""
-    order = "<"
-    path = loader.encode() + b"\0" if loader else b""
-    names = b"\0.shstrtab\0.debug_info\0"
-    body = 64 + 56 * bool(loader)
-    table = body + len(path) + debug + len(names)
-    header = b"\x7fELF\x02\x01\x01" + bytes(9)
-    header += struct.pack(order + "HHIQQQIHHHHHH", kind, machine, 1, 0, 64, table, 0, 64, 56, bool(loader), 64, 3, 1)
-    if loader:
-        header += struct.pack(order + "IIQQQQQQ", 3, 4, body, 0, 0, len(path), len(path), 1)
-    sections = bytes(64)
-    sections += struct.pack(order + "IIQQQQIIQQ", 1, 3, 0, 0, body + len(path) + debug, len(names), 0, 0, 1, 0)
-    sections += struct.pack(order + "IIQQQQIIQQ", 11, 1, 0, 0, body + len(path), debug, 0, 0, 1, 0)
-    return header + path + bytes(debug) + names + sections
 
 
 # ---------------------------------------------------------------- pages
