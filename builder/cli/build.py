@@ -54,6 +54,7 @@ BUILD = Command(
         Flag("key-secrets", "do a RUN anew when a secret that it mounts has another value than before"),
         Flag("explain", "below each step that is not in the cache, every part that changed, old and new"),
         Flag("platform", "the platform to build for", value="OS/ARCH"),
+        Flag("squash", "make one layer of all that the build adds to its base; the cache keeps the steps"),
         Flag(
             "output",
             "also write the image: type=oci|docker|tar|local,dest=PATH; or a folder; or `-`",
@@ -75,7 +76,12 @@ BUILD = Command(
         Flag("ulimit", "a limit in RUN", value="NAME=SOFT[:HARD]", many=True),
         Flag("allow", "grant network.host or security.insecure", value="ENTITLEMENT", many=True),
         Flag("ignorefile", "the ignore file (default: <Dockerfile>.dockerignore, .dockerignore)", value="FILE"),
-        Flag("isolation", "the tier of RUN: auto, privileged, rootless, rootless-single", value="TIER"),
+        Flag(
+            "isolation",
+            "where RUN runs: auto, namespaces, chroot, proot; or privileged, rootless, rootless-single",
+            value="TIER",
+        ),
+        Flag("require-isolation", "refuse what isolates less than: namespaces, chroot, proot", value="LEAST"),
         Flag("dry-run", "print the plan and what each instruction comes to; run and write nothing"),
         Flag("call", "tell instead of building: check, outline, targets; with ,format=json as JSON", value="METHOD"),
         Flag("check", "the same as --call=check: look for mistakes, build nothing"),
@@ -100,7 +106,6 @@ BUILD = Command(
         Flag("cpuset-cpus", value="LIST", unsupported=_NO_LIMITS),
         Flag("cpuset-mems", value="LIST", unsupported=_NO_LIMITS),
         Flag("security-opt", value="OPTION", many=True, unsupported="RUN --security and --allow are there instead"),
-        Flag("squash", unsupported="squashing is not in this version; COPY --from a stage gives one layer"),
         Flag("compress", unsupported="the context is read where it lies, not sent: leave it out"),
         Flag("rm", "as always here: no container is left behind"),
         Flag("force-rm", "as always here: none is left by a failed build either"),
@@ -138,7 +143,7 @@ def build(given: Given, around: Surroundings) -> int:
         if given.has(name):
             Path(given.one(name)).unlink(missing_ok=True)
     # Entering a user namespace is for a process without threads; the display has one.
-    isolation = choose_isolation(given.one("isolation", "auto"))
+    isolation = choose_isolation(given.one("isolation", "auto"), given.one("require-isolation", ""))
     stop = threading.Event()
     with Stop(stop) as stopped, open_store(given, around.environ) as store:
         from builder.build import build as perform
@@ -233,6 +238,7 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         ),
         ignore_file=given.one("ignorefile"),
         cache=_cache_use(given),
+        squash=given.on("squash"),
     )
 
 
