@@ -144,7 +144,7 @@ def test_times_alone(store: Store) -> None:
     [({"mode": 0o600}, "mode", "--chmod"), ({"uid": 5}, "owner", "--chown"),
      ({"uid": 5, "mode": 0o600}, "owner and mode", "--chown --chmod")],
 )  # fmt: skip
-def test_a_copy_could_have_done_it(store: Store, facts: dict[str, int], what: str, flags: str) -> None:
+def test_a_copy_could_have_done_it(store: Store, facts: dict[str, Any], what: str, flags: str) -> None:
     (finding,) = found(
         store, "MetadataRewrite", [file("a", 5000)], [file("a", 5000, **facts)], lines=["COPY a /", "RUN chmod"]
     )
