@@ -12,16 +12,18 @@ from builder.errors import BuildError
 from builder.handlers.owners import known_ids, lookup
 from builder.lint.layers import ImageLayer, ImageSubject, Maker, lives
 from builder.model import Budget, ImageResult
-from cache.errors import StoreError
+from cache.errors import CorruptError, NotFoundError, StoreError
 from cache.layers import listed_traits, listing
 from cache.tree import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from builder.assembly import Made
+    from cache.entries import Entry
     from cache.oci import History, ImageConfig, Layer
     from cache.store import Image, Store
+    from cache.traits import Traits
 
 
 def subject_of(
@@ -38,8 +40,8 @@ def subject_of(
     file. base: the name of an image of the store that it stands on. Without either, the base is the largest image of
     the store that it begins with; else its first layer, where its history says that it is a root file system.
 
-    Raises NotFoundError and CorruptError for layers that are not there, or not what they should be; StoreError when
-    `base` is not what the image begins with.
+    A layer that is not there, or not what it should be, is looked at as an empty one that says so. Raises StoreError
+    when `base` is not what the image begins with.
     """
     config, layers = _parts(image, store)
     if work is None:
@@ -56,13 +58,19 @@ def subject_of(
         below = len(layers) - len(with_layers)
         makers = [*_from_history(config, len(layers))[0][:below], *with_layers]
         idle = [maker for maker, step in pairs if step.layer is None and step.lowered.step is not None]
-    found = tuple(
-        ImageLayer(
-            number, number >= below, maker, listing(store, layer), listed_traits(store, layer), layer.descriptor.size
-        )
-        for number, (layer, maker) in enumerate(zip(layers, makers, strict=True))
-    )
-    files = Tree(store, layers)
+    found: list[ImageLayer] = []
+    sound: list[Layer] = []
+    for number, (layer, maker) in enumerate(zip(layers, makers, strict=True)):
+        damage = ""
+        entries: tuple[Entry, ...] = ()
+        traits: Mapping[int, Traits] = {}
+        try:
+            entries, traits = listing(store, layer), listed_traits(store, layer)
+            sound.append(layer)
+        except (CorruptError, NotFoundError) as error:
+            damage = error.message
+        found.append(ImageLayer(number, number >= below, maker, entries, traits, layer.descriptor.size, damage))
+    files = Tree(store, tuple(sound))
     user, problem = None, ""
     try:
         user = lookup(config.config.user, files)
@@ -70,7 +78,7 @@ def subject_of(
         problem = error.message
     return ImageSubject(
         config,
-        found,
+        tuple(found),
         files,
         lives(found),
         tuple(idle),

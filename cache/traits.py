@@ -120,15 +120,18 @@ def _traits(head: bytes, kinds: tuple[str, ...], tail: bytes, at: int) -> Traits
 
 # ---------------------------------------------------------------- keys and tokens
 
-_PACKAGED = re.compile(rb"^(?:usr/(?:share|lib|include)|lib)/|(?:^|/)(?:node_modules|site-packages|dist-packages)/")
+_PACKAGED = (b"usr/share/", b"usr/lib/", b"usr/include/", b"lib/")
+_MODULES = (b"node_modules/", b"site-packages/", b"dist-packages/")
 """Where packages put their own files: what looks like a key there is a test's or a manual's."""
 
 _WORD = rb"[A-Za-z0-9_-]"
 _PATTERNS = (
-    # Each with one first byte that is rare in texts. The look-behinds hold what stands before that byte.
+    # Each with one first byte that is rare in texts, and what most of its places in a text fail at right behind it. The
+    # look-behinds hold what stands before that byte.
     (
         re.compile(
-            rb"-(?:----BEGIN (?P<key>[A-Z ]{0,24})PRIVATE KEY(?: BLOCK)?-----(?:\\n|\r?\n)"
+            rb"-(?=[A-Za-z0-9-][A-Za-z0-9_-]{3}[A-Za-z0-9_ -]{12})"
+            rb"(?:----BEGIN (?P<key>[A-Z ]{0,24})PRIVATE KEY(?: BLOCK)?-----(?:\\n|\r?\n)"
             rb"(?:[A-Za-z-]+: [^\n]{0,200}\n|\r?\n)*[A-Za-z0-9+/=]{40}"
             rb"|(?<=glpat-)(?P<gitlab>" + _WORD + rb"{20})"
             rb"|(?<=xox[abprs]-)(?P<slack>[0-9]{6,}-" + _WORD + rb"{10,})"
@@ -140,7 +143,7 @@ _PATTERNS = (
     ),
     (
         re.compile(
-            rb"_(?:(?<=gh[pousr]_)(?P<github>[A-Za-z0-9]{36})|(?<=github_pat_)(?P<pat>[A-Za-z0-9_]{60})"
+            rb"_(?=[A-Za-z0-9]{22})(?:(?<=gh[pousr]_)(?P<github>[A-Za-z0-9]{36})|(?<=github_pat_)(?P<pat>[A-Za-z0-9_]{60})"
             rb"|(?<=hf_)(?P<hf>[A-Za-z]{34}(?![A-Za-z]))|(?<=npm_)(?P<npm>[A-Za-z0-9]{36})"
             rb"|(?<=[sr]k_live_)(?P<stripe>[A-Za-z0-9]{24}))"
         ),
@@ -152,6 +155,8 @@ _PATTERNS = (
         {"aws": "AWS access key", "google": "Google API key"},
     ),
 )  # fmt: skip
+
+_DASH, _SCORE, _CAPITAL = (pattern.search for pattern, _ in _PATTERNS)
 
 _NAMED = {
     b".npmrc": (re.compile(rb"^[^#;\n]*:?_(?:authToken|auth|password)\s*=\s*[^\s$]", re.MULTILINE), "npm password"),
@@ -173,11 +178,17 @@ _NAMED = {
 
 def _is_searched(path: bytes, data: bytes) -> bool:
     """Whether a file that begins with `data` is searched: a text, and not one that a package brought."""
-    return b"\0" not in data[:_HEAD] and _PACKAGED.search(path) is None
+    if b"\0" in data[:_HEAD] or path.startswith(_PACKAGED):
+        return False
+    one, two, three = _MODULES
+    return one not in path and two not in path and three not in path
 
 
 def _kinds(path: bytes, data: bytes) -> tuple[str, ...]:
     """The kinds of secrets in these bytes."""
+    named = _NAMED.get(path.rpartition(b"/")[2])
+    if named is None and not (_DASH(data) or _SCORE(data) or _CAPITAL(data)):
+        return ()
     kinds: list[str] = []
     for pattern, names in _PATTERNS:
         if pattern.search(data) is None:
@@ -186,7 +197,6 @@ def _kinds(path: bytes, data: bytes) -> tuple[str, ...]:
             group = match.lastgroup
             if group is not None and (kind := _judged(group, match, names)):
                 kinds.append(kind)
-    named = _NAMED.get(path.rpartition(b"/")[2])
     if named is not None and named[0].search(data):
         kinds.append(named[1])
     return tuple(dict.fromkeys(kinds)) if kinds else ()

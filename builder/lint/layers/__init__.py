@@ -22,7 +22,18 @@ if TYPE_CHECKING:
 
     from builder.model import Finding
 
-__all__ = ["RULES", "Budget", "ImageLayer", "ImageSubject", "LayerRule", "Maker", "Shipped", "examine", "lives"]
+__all__ = [
+    "BY_NAME",
+    "RULES",
+    "Budget",
+    "ImageLayer",
+    "ImageSubject",
+    "LayerRule",
+    "Maker",
+    "Shipped",
+    "examine",
+    "lives",
+]
 
 RULES = (
     *leftovers.RULES,
@@ -33,6 +44,8 @@ RULES = (
     *start.RULES,
 )
 """Every rule; the order is that of findings in one line."""
+
+BY_NAME = {rule.name: rule for rule in RULES}
 
 
 class Selection(Protocol):

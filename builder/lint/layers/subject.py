@@ -54,7 +54,7 @@ class Maker(Struct, frozen=True):
 class ImageLayer(Struct, frozen=True):
     """One layer. number: its place in the image, from 0. own: not the base's. compressed: bytes of its blob.
 
-    traits: what files' bytes say of them, by the number of the entry.
+    traits: what files' bytes say of them, by the number of the entry. damage: why it could not be looked into.
     """
 
     number: int
@@ -63,6 +63,7 @@ class ImageLayer(Struct, frozen=True):
     entries: tuple[Entry, ...]
     traits: Mapping[int, Traits] = field(default_factory=dict)
     compressed: int = 0
+    damage: str = ""
 
     @property
     def place(self) -> str:

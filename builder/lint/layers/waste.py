@@ -281,6 +281,18 @@ def large_file(subject: ImageSubject) -> Iterator[Finding]:
         yield subject.finding("LargeFile", message, subject.layers[number], hint, severity=Severity.INFO, files=items)
 
 
+def damaged_layer(subject: ImageSubject) -> Iterator[Finding]:
+    """A layer should be what its digest says.
+
+    Why: nothing can be said of what is in one that is missing or damaged, and nobody can run the image.
+    """
+    for layer in subject.layers:
+        if layer.damage:
+            message = f"layer {layer.number} can not be looked into: {layer.damage}"
+            hint = "build or load the image again; pybuild fsck says what else is damaged"
+            yield subject.finding("DamagedLayer", message, layer, hint, severity=Severity.ERROR)
+
+
 # ---------------------------------------------------------------- budgets
 
 
@@ -354,6 +366,7 @@ RULES = (
     LayerRule("DuplicateFiles", "The same content should be in the image once.", duplicate_files, Severity.INFO),
     LayerRule("EmptyLayer", "A RUN should change something.", empty_layer, Severity.INFO),
     LayerRule("LargeFile", "A file of more than 100 MiB should be there on purpose.", large_file, Severity.INFO),
+    LayerRule("DamagedLayer", "A layer should be what its digest says.", damaged_layer, Severity.ERROR),
     LayerRule(
         "ImageOverBudget",
         "The image should not be larger than --max-size says.",

@@ -12,6 +12,7 @@ import pytest
 from builder.inspection import subject_of
 from builder.lint.layers import RULES, LayerRule, examine
 from builder.model import Finding, Severity
+from cache.errors import StoreError
 from cache.store import Store
 from tests.building import Bench, busybox, needs_run
 from tests.handmade import program
@@ -215,3 +216,60 @@ def test_an_image_without_its_build_file_tells_layers_and_history(bench: Bench) 
     assert "RUN printf 12345" in first.message
     assert first.created_by.startswith("RUN /bin/sh -c printf")
     assert (second.rule, second.layer, second.size, second.paths) == ("TemporaryFiles", 3, 5, ("tmp/notes",))
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_a_damaged_layer_is_a_finding_and_the_rest_is_looked_at(bench: Bench) -> None:
+    bench.build("FROM scratch\nCOPY a /tmp/\nCOPY b /tmp/\n", {"a": "1", "b": "22"})
+    path = bench.image().layers[0]
+    for listed in (bench.root / "listings").iterdir():
+        listed.unlink()
+    path.write_bytes(path.read_bytes()[:-9] + b"x" * 9)
+    with Store.open(bench.root) as store:
+        damaged, other = examine(subject_of(store.image("app"), store))
+    assert (damaged.rule, damaged.layer, damaged.severity) == ("DamagedLayer", 0, Severity.ERROR)
+    assert (other.rule, other.layer, other.size) == ("TemporaryFiles", 1, 2)
+
+
+def test_a_base_that_is_none(bench: Bench) -> None:
+    bench.build("FROM scratch\nCOPY a /tmp/\n", {"a": "1", "b": "22"}, tag="one")
+    bench.build("FROM scratch\nCOPY b /tmp/\nCOPY a /a\n", None, tag="two")
+    with Store.open(bench.root) as store:
+        with pytest.raises(StoreError, match="does not stand on one"):
+            subject_of(store.image("two"), store, base="one")
+        assert [layer.own for layer in subject_of(store.image("two"), store).layers] == [True, True]
+
+
+def test_layers_that_were_loaded_say_the_same(bench: Bench, tmp_path: Path) -> None:
+    bench.build("FROM scratch\nCOPY a /tmp/\nCOPY b /etc/\n", {"a": "1", "b": "token AKIAQ2W3E4R5T6Y7U8I9\n"})
+    with Store.open(bench.root) as store:
+        before = examine(subject_of(store.image("app"), store))
+        for listed in (bench.root / "listings").iterdir():
+            listed.unlink()
+        assert examine(subject_of(store.image("app"), store)) == before
+    assert [finding.rule for finding in before] == ["TemporaryFiles", "SecretInFile"]
+
+
+def test_stages_below_count_as_own(bench: Bench) -> None:
+    text = "FROM scratch AS a\nCOPY a /tmp/\nFROM a AS b\nCOPY b /tmp/\nFROM b\nCOPY c /tmp/\n"
+    events = found(bench, text, files={"a": "1", "b": "22", "c": "333"})
+    assert brief(events) == [("TemporaryFiles", 2, 1), ("TemporaryFiles", 4, 2), ("TemporaryFiles", 6, 3)]
+
+
+def test_what_a_stage_leaves_that_is_only_copied_from_is_not_shipped(bench: Bench) -> None:
+    text = "FROM scratch AS a\nCOPY a /tmp/\nCOPY b /b\nFROM scratch\nCOPY --from=a /b /b\n"
+    assert found(bench, text, files={"a": "1", "b": "22"}) == []
+
+
+def test_secrets_that_are_mounted_are_in_no_layer(bench: Bench) -> None:
+    text = "FROM base\nRUN --mount=type=secret,id=k,target=/root/.netrc cat /root/.netrc > /dev/null && touch /x\n"
+    secret = bench.folder / "secret"
+    secret.write_text("machine a login b password hunter22\n")
+    assert found(bench, text, f"--secret=id=k,src={secret}") == []
+
+
+def test_a_squashed_image_has_one_layer_of_nobodys(bench: Bench) -> None:
+    text = "FROM base\nRUN printf 12345 > /tmp/five\nRUN printf 1 > /x\nRUN rm /x\n"
+    assert brief(found(bench, text, "--squash")) == [("TemporaryFiles", 0, 5)]
