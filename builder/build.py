@@ -104,15 +104,22 @@ def _inspect(
 ) -> list[Finding]:
     """Look at the layers of what was built. BuildError when that, or what was found `before`, is to be an error."""
     from builder.inspection import subject_of
-    from builder.lint import layers
+    from builder.lint import every, layers
     from builder.lint.efficiency import efficiency
+    from builder.lint.settings import Known, Settings, judge
 
     use = request.lint
     # A squashed layer is no one instruction's.
     work = None if request.squash else engine.trail(made.target)
     subject = subject_of(image, store, work=work, budget=use.budget)
     rules = layers.RULES if use.layers else [rule for rule in layers.RULES if rule.demanded]
-    found = layers.examine(subject, settings_of(made), rules)
+    found = judge(
+        layers.examine(subject, settings_of(made), rules),
+        Settings(),
+        made.dockerfile,
+        ran=[rule.name for rule in rules],
+        known=Known((*every(), *layers.RULES)),
+    )
     for finding in found:
         report(Warned(finding))
     if use.layers:
