@@ -80,7 +80,7 @@ def build(
         if request.squash:
             image = _squashed(image, store, exact=made.epoch is not None)
         if request.lint.layers or request.lint.budget:
-            findings = (*findings, *_inspect(image, engine, made, request, store, report, findings))
+            findings = (*findings, *_inspect(image, engine, made, work, request, store, report, findings))
         references = [Reference.parse(tag) for tag in request.tags]
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
@@ -97,13 +97,14 @@ def _inspect(
     image: ImageResult,
     engine: Engine,
     made: Plan,
+    done: Work,
     request: BuildRequest,
     store: Store,
     report: Reporter,
     before: tuple[Finding, ...],
 ) -> list[Finding]:
     """Look at the layers of what was built. BuildError when that, or what was found `before`, is to be an error."""
-    from builder.inspection import subject_of
+    from builder.inspection import subject_of, unused_context
     from builder.lint import every, layers
     from builder.lint.efficiency import efficiency
     from builder.lint.settings import Known, Settings, judge
@@ -111,7 +112,8 @@ def _inspect(
     use = request.lint
     # A squashed layer is no one instruction's.
     work = None if request.squash else engine.trail(made.target)
-    subject = subject_of(image, store, work=work, budget=use.budget)
+    unused = unused_context(done.stages, done.contexts, made.dockerfile.source) if use.layers else ()
+    subject = subject_of(image, store, work=work, budget=use.budget, unused=unused)
     rules = layers.RULES if use.layers else [rule for rule in layers.RULES if rule.demanded]
     found = judge(
         layers.examine(subject, settings_of(made), rules),

@@ -293,3 +293,26 @@ def test_a_comment_that_silences_nothing_is_told(bench: Bench) -> None:
     done = bench.build("FROM base\n# pybuild: ignore=TemporaryFiles\nRUN printf 1 > /x\n", None, "--lint")
     told = [event for event in done.events if event["event"] == "warning"]
     assert [(event["rule"], event["severity"], event["line"]) for event in told] == [("UnusedSuppression", "info", 2)]
+
+
+# ---------------------------------------------------------------- the context
+
+
+@pytest.mark.parametrize(
+    ("copies", "ignore", "expected"),
+    [
+        ("COPY src /src", "", 1_000_007),
+        ("COPY src /src", "docs\n", 0),
+        ("COPY . /", "", 0),
+        ("COPY src do* /src/", "", 0),
+        ("COPY src /src\nRUN --mount=type=bind,source=docs,target=/mnt touch /x", "", 0),
+        ("COPY src /src\nFROM scratch AS docs\nCOPY docs /\nFROM base\nCOPY src /src", "", 0),
+    ],
+)
+def test_what_of_the_context_nobody_takes(bench: Bench, copies: str, ignore: str, expected: int) -> None:
+    files = {"src/a": "1", "docs/a": b"x" * 1_000_000, "docs/deep/b": "1234567", ".dockerignore": ignore}
+    events = [
+        event for event in found(bench, f"FROM base\n{copies}\n", files=files) if event["rule"] == "UnusedContext"
+    ]
+    assert [event["size"] for event in events] == ([expected] if expected else [])
+    assert all(event["paths"][0] == "docs" and "/docs" in event["hint"] for event in events)
