@@ -7,6 +7,7 @@ files is an error before the first step.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import time
 from contextlib import contextmanager, suppress
@@ -20,8 +21,8 @@ from builder import bases, handlers
 from builder.context import is_image, open_contexts
 from builder.engine import Engine, StageWork, Work
 from builder.epoch import plan_of
-from builder.errors import BuildError, DamagedError, gathered, raise_all
-from builder.events import BuildFinished, BuildPlanned, Warned
+from builder.errors import BuildError, CancelledError, DamagedError, gathered, raise_all
+from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Warned
 from builder.handlers import files
 from builder.model import BuildResult, CacheUse, FileStep, Finding, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, ImageResult, OutputSpec, Plan, StageState
     from cache.oci import Platform
+    from cache.remote import Remotes
     from cache.store import Store
     from grammar.source import Span
 
@@ -66,7 +68,7 @@ def build(
     """
     started = time.monotonic()
     _check_outputs(request)
-    with store.lease(), open_request(request, store, stdin) as contexts:
+    with store.lease(), open_request(request, store, stdin) as contexts, _caches(request, store, report) as remotes:
         made, work = prepare(request, store, contexts)
         examined = examine(made, work.stages, contexts)
         findings = examined.all
@@ -74,19 +76,83 @@ def build(
             report(Warned(finding))
         examined.enforce()
         report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
-        engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
-        engine.run()
+        engine = _carried_out(work, _is_kept(request), store, isolation, report, stop, remotes)
         image = engine.image(made.target)
         references = [Reference.parse(tag) for tag in request.tags]
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
             _export(image, spec, names, store, report)
-        for reference in references:
-            store.tag(reference, image.id)
+        if remotes is None or _is_kept(request):
+            for reference in references:
+                store.tag(reference, image.id)
+        if remotes is not None and request.cache_to:
+            _finish(remotes, request, report)
     steps, cached = engine.counts()
     result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
     report(BuildFinished(result))
     return result
+
+
+@contextmanager
+def _caches(request: BuildRequest, store: Store, report: Reporter) -> Iterator[Remotes | None]:
+    """The caches that the request names; None where it names none."""
+    if not request.cache_from and not request.cache_to:
+        yield None
+        return
+    from builder.sharing import open_caches
+
+    with open_caches(request, store, report) as remotes:
+        try:
+            yield remotes
+        except CancelledError:
+            remotes.drop()
+            raise
+
+
+def _is_kept(request: BuildRequest) -> bool:
+    """Whether all bytes of the image are wanted here."""
+    return not request.outputs or any(spec.type != "cacheonly" for spec in request.outputs) or bool(request.tags)
+
+
+def _carried_out(
+    work: Work,
+    kept: bool,
+    store: Store,
+    ground: Ground,
+    report: Reporter,
+    stop: threading.Event,
+    remotes: Remotes | None,
+) -> Engine:
+    """The build, carried out. kept: with the bytes of the target's layers in the store.
+
+    A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
+    until then is in the cache.
+    """
+    numbers = itertools.count(1)
+    while True:
+        lost = remotes.lost if remotes is not None else 0
+        engine = Engine(work, store=store, ground=ground, report=report, stop=stop, remotes=remotes, numbers=numbers)
+        try:
+            engine.run()
+            if remotes is not None and kept:
+                remotes.complete(engine.layers(work.target))
+        except CancelledError:
+            raise
+        except Exception:
+            if remotes is None or remotes.lost == lost:
+                raise
+            stop.clear()
+        else:
+            return engine
+
+
+def _finish(remotes: Remotes, request: BuildRequest, report: Reporter) -> None:
+    """Wait until the caches have got what they were offered."""
+    what = "cache " + ", ".join(dict.fromkeys(place.place or place.type for place in request.cache_to))
+    report(ExportStarted(what))
+    started = time.monotonic()
+    remotes.finish()
+    report(ExportFinished(what, time.monotonic() - started, remotes.traffic.sent))
 
 
 def _check_outputs(request: BuildRequest) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -94,6 +94,21 @@ class CacheUse(Struct, frozen=True):
     secrets: bool = False
 
 
+class CachePlace(Struct, frozen=True):
+    """One `--cache-from` or `--cache-to`. type: local, registry or inline. place: a folder, or `HOST/REPO[:TAG]`.
+
+    mode: max for every step, min for those that the image consists of. required: a cache that can not be written fails
+    the build. mounts: the folders of cache mounts are kept there, too; mounts_max: in so many bytes.
+    """
+
+    type: Literal["local", "registry", "inline"]
+    place: str = ""
+    mode: Literal["min", "max"] = "max"
+    required: bool = False
+    mounts: bool = True
+    mounts_max: int = 2 << 30
+
+
 class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
@@ -116,6 +131,8 @@ class BuildRequest(Struct, frozen=True):
     run: RunOptions = RunOptions()
     ignore_file: str = ""
     cache: CacheUse = CacheUse()
+    cache_from: tuple[CachePlace, ...] = ()
+    cache_to: tuple[CachePlace, ...] = ()
 
 
 # ---------------------------------------------------------------- planned

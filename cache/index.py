@@ -234,8 +234,11 @@ class Index:
         rows = self._database.query("SELECT written FROM records WHERE key = ?", (key,))
         return time.time() - float(rows[0][0]) if rows else 0.0
 
-    def record(self, record: Record, parts: Iterable[Part], step_id: str) -> None:
-        """Keep a record; one of the same key gives way. step_id: the step's place, the same from build to build."""
+    def record(self, record: Record, parts: Iterable[Part], step_id: str, written: float | None = None) -> None:
+        """Keep a record; one of the same key gives way. step_id: the step's place, the same from build to build.
+
+        written: when the step was done, in seconds since 1970; None for now.
+        """
         kept = json.dumps(list(parts))
         step = _storable(step_id)
         layer: tuple[object, ...] = (None,) * 4
@@ -248,7 +251,7 @@ class Index:
                 "created, seconds, parts, written, used) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(record.key, step, *layer, record.size, record.files, record.created, record.seconds, kept),
-                    *(time.time(), self._today),
+                    *(time.time() if written is None else written, self._today),
                 ),
             )
             connection.execute(

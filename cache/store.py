@@ -30,7 +30,7 @@ import os
 import re
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO, Self, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cache.database import Connection
+    from cache.entries import Entry
     from cache.prune import Lease, Pruned
 
 FULL_NAME = "io.containerd.image.name"
@@ -98,6 +99,18 @@ class Image(Struct, frozen=True):
         return not self.names and not self.intermediate
 
 
+class Elsewhere(Protocol):
+    """What stands behind a store while a build goes on: layers that lie elsewhere until their bytes are wanted."""
+
+    def bring(self, digest: Digest, /) -> bool:
+        """Have the blob in the store; False for one that nothing is known of. StoreError when it can not be had."""
+        ...
+
+    def listing(self, layer: Layer, /) -> tuple[Entry, ...] | None:
+        """What the layer holds, known without its bytes; else None."""
+        ...
+
+
 class Store:
     """See the module. Safe to use from several threads, and from several processes on one folder."""
 
@@ -106,6 +119,7 @@ class Store:
         self.database = Database(root / "pybuild.db")
         self._blobs = os.path.join(root, "blobs", "sha256", "")
         self._checked = False
+        self.elsewhere: Elsewhere | None = None
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -159,14 +173,17 @@ class Store:
     def open_blob(self, descriptor: Descriptor | Digest) -> BinaryIO:
         """A stream of the blob, from the first byte to the last, that verifies itself.
 
-        Raises NotFoundError; CorruptError at once when the size is wrong, and from the read that delivers the last
-        bytes when the digest is.
+        One that lies `elsewhere` is fetched first. Raises NotFoundError; CorruptError at once when the size is wrong,
+        and from the read that delivers the last bytes when the digest is.
         """
         digest = descriptor if isinstance(descriptor, str) else descriptor.digest
+        path = self._blobs + digest[7:]
         try:
-            file = open(self._blobs + digest[7:], "rb", buffering=0)  # noqa: SIM115  the reader closes it
+            file = open(path, "rb", buffering=0)  # noqa: SIM115  the reader closes it
         except FileNotFoundError:
-            raise NotFoundError(f"the store has no blob {digest}") from None
+            if self.elsewhere is None or not self.elsewhere.bring(digest):
+                raise NotFoundError(f"the store has no blob {digest}") from None
+            file = open(path, "rb", buffering=0)  # noqa: SIM115  as above
         size = os.fstat(file.fileno()).st_size
         if not isinstance(descriptor, str) and size != descriptor.size:
             file.close()
@@ -227,10 +244,18 @@ class Store:
         """
         if config.diff_ids != tuple(layer.diff_id for layer in layers):
             raise StoreError("the layers of an image are not those that its config names")
+        image_id, described = self.describe(config, layers)
+        blobs = [_oci_typed(layer.descriptor) for layer in layers]
+        return self._keep(image_id, described, config, blobs, parent, intermediate, tuple(needs))
+
+    def describe(self, config: ImageConfig, layers: Sequence[Layer]) -> tuple[Digest, Descriptor]:
+        """Keep an image's config and manifest alone, as blobs that nothing names: its layers lie elsewhere.
+
+        The image's id, and where its manifest is. They stay for as long as the running build. Idempotent.
+        """
         blob = self.put_blob(canonical(config.to_json()), CONFIG)
         manifest = Manifest(blob, tuple(_oci_typed(layer.descriptor) for layer in layers))
-        described = self.put_blob(canonical(manifest.to_json()), MANIFEST)
-        return self._keep(blob.digest, described, config, manifest.layers, parent, intermediate, tuple(needs))
+        return blob.digest, self.put_blob(canonical(manifest.to_json()), MANIFEST)
 
     def adopt(self, manifest: Descriptor) -> Image:
         """Keep the image of a manifest that was stored, with its config and layers, as blobs: pulled, loaded, copied.

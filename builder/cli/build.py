@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from builder.cli.flags import Given
     from builder.cli.surroundings import Surroundings
-    from builder.model import BuildResult
+    from builder.model import BuildResult, CachePlace
     from cache.oci import Platform
 
 _NO_REGISTRY = "this version speaks to no registry; bases come from the store and --build-context"
@@ -51,6 +51,8 @@ BUILD = Command(
             many=True,
             bare=True,
         ),
+        Flag("cache-from", "also take steps from there: type=local,src=DIR", value="CACHE", many=True),
+        Flag("cache-to", "also put steps there: type=local,dest=DIR[,mode=min]", value="CACHE", many=True),
         Flag("key-secrets", "do a RUN anew when a secret that it mounts has another value than before"),
         Flag("explain", "below each step that is not in the cache, every part that changed, old and new"),
         Flag("platform", "the platform to build for", value="OS/ARCH"),
@@ -82,8 +84,6 @@ BUILD = Command(
         Flag("load", unsupported="the image is in pybuild's store anyway; -o type=docker,dest=- | docker load"),
         Flag("push", unsupported=_NO_REGISTRY),
         Flag("pull", unsupported=_NO_REGISTRY),
-        Flag("cache-from", value="CACHE", many=True, unsupported=_NO_REGISTRY),
-        Flag("cache-to", value="CACHE", many=True, unsupported=_NO_REGISTRY),
         Flag("annotation", value="NAME=VALUE", many=True, unsupported="annotations are not in this version"),
         Flag("attest", value="ATTESTATION", many=True, unsupported="attestations are not in this version"),
         Flag("provenance", value="MODE", unsupported="attestations are not in this version"),
@@ -233,7 +233,17 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         ),
         ignore_file=given.one("ignorefile"),
         cache=_cache_use(given),
+        cache_from=_places(given, "cache-from"),
+        cache_to=_places(given, "cache-to"),
     )
+
+
+def _places(given: Given, flag: str) -> tuple[CachePlace, ...]:
+    if not given.has(flag):
+        return ()
+    from builder.cli.places import cache_place
+
+    return tuple(cache_place(text, flag, size) for text in given.all(flag))
 
 
 def _cache_use(given: Given) -> CacheUse:

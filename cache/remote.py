@@ -1,0 +1,647 @@
+"""The instruction cache kept elsewhere: records and layers on shelves, for other machines and for later.
+
+A step's record is a sheet `step-<key>` (see `cache.shelves`): an OCI manifest whose config holds the readable parts of
+the key, whose layers are the step's layer and its listing, and whose annotation is the record. Looking one up is one
+request, whatever the size of the cache; writing one touches nothing that anybody else writes. The listing is there so
+that destinations of COPY, users' names and rules that look into layers need none of the layer's own bytes.
+
+A layer that is found elsewhere stays there until bytes of it are wanted: `Remotes` stands behind the store
+(`Store.elsewhere`), which asks it for blobs that it has not. Then the blob is fetched, verified and kept, and the
+record goes into the store's own index. A blob that was promised and can not be had is *lost*: the build begins anew
+without it, and finds all else that it has done in its own cache.
+
+Several machines that read and write one shelf share the work. Who is about to do a step puts a sheet `claim-<key>`
+with a random id, waits until it would see anybody else's, and reads it back: of several the last one stands, and has
+the step. The others ask again and again for the record. A claim is renewed while the step is done and its layer is
+sent; one that stands still for `_EXPIRY` seconds, by the clock of whoever watches it, counts no more. This is no lock:
+two may do the same step when their claims cross on the way. That costs work and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+import zlib
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol, Self
+
+import msgspec
+from msgspec import Struct
+
+from cache import listings
+from cache.errors import CorruptError, LostError, StoreError
+from cache.index import Record  # noqa: TC001  msgspec reads annotations
+from cache.layers import listing
+from cache.oci import Descriptor, Digest, Manifest, digest, digest_of
+from cache.shelves import read_small
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cache.entries import Entry
+    from cache.index import Part
+    from cache.oci import Layer
+    from cache.shelves import Shelf
+    from cache.store import Store
+
+PARTS = "application/vnd.pybuild.step.v1+gzip"
+LISTING = "application/vnd.pybuild.listing.v1+gzip"
+EMPTY = Descriptor(
+    "application/vnd.oci.empty.v1+json",
+    Digest("sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"),
+    2,
+)
+"""https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidance-for-an-empty-descriptor."""
+
+_RECORD = "pybuild.step"
+_CLAIM = "pybuild.claim"
+
+_EXPIRY = 30.0
+_BEAT = 8.0
+_LONG_AGO = 600.0
+"""Seconds after which a claim is dead by any clock; those of two machines may differ by minutes."""
+
+_POLL = (0.1, 1.0)
+_WORKERS = 3
+_LISTING_LIMIT = 256 << 20
+_PARTS_LIMIT = 64 << 20
+
+
+class Found(Struct, frozen=True):
+    """A record that lies elsewhere. written: when its step was done, in seconds since 1970.
+
+    blob, listing, parts: where its layer, the layer's listing and the key's parts lie; None where there is none.
+    """
+
+    record: Record
+    written: float
+    shelf: Shelf
+    listing: Descriptor | None = None
+    parts: Descriptor | None = None
+
+
+class Source(Protocol):
+    """Something that records are taken from. StoreError when it can not be asked, CorruptError for one bad record."""
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        ...
+
+    def find(self, key: str) -> Found | None:
+        """The record of this key, or None."""
+        ...
+
+
+class Target(Struct, frozen=True):
+    """A shelf that records are put on. mode: max for every step, min for those that the built image consists of.
+
+    required: that it can not be written is an error of the build.
+    """
+
+    shelf: Shelf
+    mode: Literal["min", "max"] = "max"
+    required: bool = False
+
+    def takes(self, *, final: bool) -> bool:
+        """Whether a step is put there. final: the built image consists of it."""
+        return final or self.mode == "max"
+
+
+class Steps:
+    """The records of a shelf, as a `Source`."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+
+    @property
+    def title(self) -> str:
+        """See `Source.title`."""
+        return self.shelf.title
+
+    def find(self, key: str) -> Found | None:
+        """See `Source.find`."""
+        sheet = self.shelf.find(f"step-{key}")
+        return None if sheet is None else read_record(sheet, key, self.shelf)
+
+
+class _Written(Struct, frozen=True):
+    record: Record
+    written: float
+
+
+def record_sheet(record: Record, written: float, parts: Descriptor, entries: Descriptor | None) -> Manifest:
+    """The sheet of a record whose blobs are on the shelf: those of its layer, its parts and its layer's entries."""
+    layers: tuple[Descriptor, ...] = (EMPTY,)
+    if record.layer is not None:
+        layers = (record.layer.descriptor,) if entries is None else (record.layer.descriptor, entries)
+    text = msgspec.json.encode(_Written(record, written)).decode()
+    return Manifest(parts, layers, annotations=((_RECORD, text),))
+
+
+def read_record(sheet: Manifest, key: str, shelf: Shelf) -> Found:
+    """What a sheet says of the step of this key. CorruptError when it does not say it of this one, or not soundly."""
+    try:
+        kept = msgspec.json.decode(dict(sheet.annotations).get(_RECORD, ""), type=_Written)
+    except msgspec.DecodeError as error:
+        raise CorruptError(f"the record of a step in {shelf.title} is damaged: {error}") from None
+    record = kept.record
+    if record.key != key:
+        raise CorruptError(f"the record of a step in {shelf.title} is another step's")
+    if record.layer is None:
+        return Found(record, kept.written, shelf, parts=sheet.config)
+    digest(record.layer.diff_id)
+    blob = record.layer.descriptor
+    if not sheet.layers or (sheet.layers[0].digest, sheet.layers[0].size) != (digest(blob.digest), blob.size):
+        raise CorruptError(f"the record of a step in {shelf.title} names another layer than its manifest")
+    entries = next((layer for layer in sheet.layers[1:] if layer.media_type == LISTING), None)
+    return Found(record, kept.written, shelf, entries, sheet.config)
+
+
+# ---------------------------------------------------------------- remotes
+
+
+class Traffic(Struct):
+    """Bytes of blobs that one build moved."""
+
+    sent: int = 0
+    fetched: int = 0
+
+
+class Remotes:
+    """All the caches elsewhere that one build uses; a context manager. Serves several threads at once.
+
+    warn: called with a sentence, once for each thing that goes wrong; the build goes on. An error other than the
+    user's stopping lets what was done until then be sent before the context ends.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sources: Sequence[Source],
+        targets: Sequence[Target],
+        warn: Callable[[str], object],
+    ) -> None:
+        self.traffic = Traffic()
+        self._store = store
+        self._sources = list(sources)
+        self._targets = list(targets)
+        self._warn = warn
+        self._lock = threading.Lock()
+        self._fetching: dict[str, threading.Lock] = {}
+        self._found: dict[str, Found] = {}
+        self._far: dict[str, Found] = {}
+        self._listings: dict[str, tuple[Entry, ...]] = {}
+        self._arrivals: dict[str, list[Callable[[], object]]] = {}
+        self._lost: set[str] = set()
+        self._refusal: StoreError | None = None
+        self._told: set[str] = set()
+        self._workers = _Workers(_WORKERS)
+        shared = [s for s in sources if isinstance(s, Steps) and any(s.shelf is t.shelf for t in targets)]
+        self._claims = Claims(shared[0].shelf) if shared else None
+
+    def __enter__(self) -> Self:
+        self._store.elsewhere = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._store.elsewhere = None
+        try:
+            self._workers.close(drop=kind is not None and not issubclass(kind, Exception))
+        finally:
+            if self._claims is not None:
+                self._claims.close()
+        if self._refusal is not None and error is None:
+            raise self._refusal
+
+    def complete(self, layers: Sequence[Layer]) -> None:
+        """Have the bytes of all these layers in the store. LostError."""
+        far = [layer.descriptor.digest for layer in layers if not self._store.holds(layer.descriptor)]
+        if len(far) > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(_WORKERS, "fetch") as pool:
+                list(pool.map(self.bring, far))
+        elif far:
+            self.bring(far[0])
+
+    def finish(self) -> None:
+        """Wait until all that was offered is sent."""
+        self._workers.wait()
+
+    def drop(self) -> None:
+        """Send nothing more: the user does not wait."""
+        self._workers.close(drop=True)
+
+    # ------------------------------------------------------------ taking
+
+    def find(self, key: str, *, again: bool = False) -> Found | None:
+        """The record of a step, from the first source that has it. again: what was found out before does not count."""
+        with self._lock:
+            found = self._found.get(key)
+            sources = list(self._sources)
+        if found is not None and not again:
+            return found if self._usable(found) else None
+        for source in sources:
+            try:
+                found = source.find(key)
+            except CorruptError as error:
+                self._tell(f"{source.title}: {error.message}; the step is looked for elsewhere, or done")
+                continue
+            except StoreError as error:
+                self._give_up(source, error)
+                continue
+            if found is not None and self._usable(found):
+                with self._lock:
+                    self._found[key] = found
+                    if found.record.layer is not None:
+                        self._far[found.record.layer.descriptor.digest] = found
+                return found
+        return None
+
+    def on_arrival(self, found: Found, action: Callable[[], object]) -> None:
+        """Do something when the record's layer is in the store: now, or when its bytes have been fetched."""
+        layer = found.record.layer
+        if layer is None or self._store.holds(layer.descriptor):
+            action()
+            return
+        with self._lock:
+            self._arrivals.setdefault(layer.descriptor.digest, []).append(action)
+
+    def bring(self, digest: Digest) -> bool:
+        """Have a blob in the store that was found elsewhere; False for one that was not. See `cache.store.Elsewhere`.
+
+        LostError when it should be there and can not be had whole.
+        """
+        with self._lock:
+            found = self._far.get(digest)
+            if found is None:
+                return False
+            lock = self._fetching.setdefault(digest, threading.Lock())
+        assert found.record.layer is not None
+        blob = found.record.layer.descriptor
+        with lock:
+            if not self._store.holds(blob):
+                try:
+                    with self._store.writer() as writer:
+                        found.shelf.read(blob, writer)
+                        writer.commit(digest, blob.size)
+                except StoreError as error:
+                    raise self._lose(found, error) from error
+                with self._lock:
+                    self.traffic.fetched += blob.size
+        with self._lock:
+            arrived = self._arrivals.pop(digest, [])
+        for action in arrived:
+            action()
+        return True
+
+    def listing(self, layer: Layer) -> tuple[Entry, ...] | None:
+        """What a layer holds that lies elsewhere; None where that has to be found out from the layer's bytes."""
+        with self._lock:
+            known = self._listings.get(layer.diff_id)
+            found = self._far.get(layer.descriptor.digest)
+        if known is not None or found is None or found.listing is None:
+            return known
+        try:
+            data = read_small(found.shelf, found.listing, _LISTING_LIMIT)
+            entries = listings.decode(_gunzipped(data, _LISTING_LIMIT))
+        except StoreError as error:
+            self._tell(f"{found.shelf.title}: {error.message}; the layer itself is read")
+            return None
+        if entries is None:
+            return None  # of another version
+        with self._lock:
+            self.traffic.fetched += len(data)
+            self._listings[layer.diff_id] = entries
+        return entries
+
+    @property
+    def lost(self) -> int:
+        """How many blobs were promised and could not be had."""
+        return len(self._lost)
+
+    def _usable(self, found: Found) -> bool:
+        return found.record.layer is None or found.record.layer.descriptor.digest not in self._lost
+
+    def _lose(self, found: Found, error: StoreError) -> LostError:
+        assert found.record.layer is not None
+        blob = found.record.layer.descriptor.digest
+        with self._lock:
+            self._lost.add(blob)
+            self._far.pop(blob, None)
+            self._arrivals.pop(blob, None)
+        self._tell(f"{found.shelf.title}: a layer can not be had: {error.message}; its step is done again")
+        return LostError(f"the layer {blob} of {found.shelf.title} can not be had: {error.message}", error.hint)
+
+    def _give_up(self, source: Source, error: StoreError) -> None:
+        with self._lock:
+            if source not in self._sources:
+                return
+            self._sources.remove(source)
+        self._tell(f"nothing more is taken from the cache {source.title}: {error.message}")
+
+    def _tell(self, sentence: str) -> None:
+        with self._lock:
+            if sentence in self._told:
+                return
+            self._told.add(sentence)
+        self._warn(sentence)
+
+    # ------------------------------------------------------------ sharing
+
+    @contextmanager
+    def turn(self, key: str, wait: Callable[[float], object], *, final: bool) -> Iterator[Found | None]:
+        """The right to do a step, while the block lasts and until it is sent; or its record, where another has done it.
+
+        wait: called with seconds to wait, again and again while another machine does the step; it may raise. final: as
+        in `offer`. Without a cache that is both read and written, this step too, there is nothing to wait for.
+        """
+        claims = self._claims
+        if claims is not None and not any(t.shelf is claims.shelf and t.takes(final=final) for t in self._targets):
+            claims = None
+        found: Found | None = None
+        if claims is not None:
+            try:
+                while not claims.take(key):
+                    pause = _POLL[0]
+                    while claims.others(key):
+                        wait(pause)
+                        pause = min(pause * 1.5, _POLL[1])
+                        if (found := self.find(key, again=True)) is not None:
+                            yield found
+                            return
+                found = self.find(key, again=True)
+            except StoreError as error:
+                self._claims = None
+                self._tell(f"the work is not shared by {claims.title}: {error.message}")
+        try:
+            yield found
+        except BaseException:
+            if claims is not None:
+                claims.free(key)
+            raise
+        if claims is not None and found is not None:
+            claims.free(key)
+
+    def earlier(self, key: str) -> Found | None:
+        """After doing a step that others may have done as well: the record that came first, for all to go on from.
+
+        So machines whose claims crossed agree on what the steps that follow stand on.
+        """
+        return None if self._claims is None else self.find(key, again=True)
+
+    # ------------------------------------------------------------ giving
+
+    def offer(
+        self, record: Record, parts: Sequence[Part], place: str, *, final: bool, written: float, anew: bool = False
+    ) -> None:
+        """Have a step's record and its layer on every shelf that takes it, soon.
+
+        place: as `Index.record` has it. final: the built image consists of the step. anew: it was done just now, so
+        that a record of it that is there gives way.
+        """
+        with self._lock:
+            found = self._found.get(record.key)
+        takers = [
+            target
+            for target in self._targets
+            if target.takes(final=final) and (anew or found is None or found.shelf is not target.shelf)
+        ]
+        if found is not None and not anew:
+            written = found.written
+        for target in takers:
+            self._workers.add(partial(self._send, target, record, parts, place, written, anew=anew))
+        if not takers and self._claims is not None:
+            self._claims.free(record.key)
+
+    def _send(
+        self, target: Target, record: Record, parts: Sequence[Part], place: str, written: float, *, anew: bool
+    ) -> None:
+        shelf = target.shelf
+        try:
+            if target not in self._targets or (not anew and self._is_there(shelf, record)):
+                return
+            entries = None
+            if record.layer is not None:
+                layer = record.layer
+                self._put(shelf, layer.descriptor, lambda: self._store.open_blob(layer.descriptor))
+                data = _gzipped(listings.encode(listing(self._store, layer)))
+                entries = self._put_bytes(shelf, data, LISTING)
+            else:
+                self._put_bytes(shelf, b"{}", EMPTY.media_type)
+            text = json.dumps({"place": place, "parts": list(parts)}, separators=(",", ":"))
+            config = self._put_bytes(shelf, _gzipped(text.encode()), PARTS)
+            shelf.keep(f"step-{record.key}", record_sheet(record, written, config, entries))
+        except LostError:
+            return  # told, and done again
+        except StoreError as error:
+            with self._lock:
+                if target not in self._targets:
+                    return
+                self._targets.remove(target)
+                if target.required:
+                    self._refusal = StoreError(
+                        f"the cache {shelf.title} can not be written: {error.message}", error.hint
+                    )
+            self._tell(f"nothing more is put into the cache {shelf.title}: {error.message}")
+        finally:
+            if self._claims is not None and self._claims.shelf is shelf:
+                self._claims.done(record.key)
+
+    def _is_there(self, shelf: Shelf, record: Record) -> bool:
+        try:
+            return Steps(shelf).find(record.key) is not None
+        except CorruptError:
+            return False  # it is put anew
+
+    def _put(self, shelf: Shelf, blob: Descriptor, source: Callable[[], object]) -> None:
+        if shelf.put(blob, source):  # type: ignore[arg-type]
+            with self._lock:
+                self.traffic.sent += blob.size
+
+    def _put_bytes(self, shelf: Shelf, data: bytes, media_type: str) -> Descriptor:
+        import io
+
+        blob = Descriptor(media_type, digest_of(data), len(data))
+        self._put(shelf, blob, lambda: io.BytesIO(data))
+        return blob
+
+
+# ---------------------------------------------------------------- claims
+
+
+class _Claim(Struct, frozen=True):
+    """id: of whoever wants the step; empty when it is free. beat: counts up while it is done. at: by its own clock."""
+
+    id: str
+    beat: int
+    at: float
+
+
+class Claims:
+    """Who does which step, on a shelf that several machines share. See the module. StoreError when the shelf fails."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+        self._own: dict[str, _Claim] = {}
+        self._seen: dict[str, tuple[_Claim, float]] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._ready = False
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return self.shelf.title
+
+    def take(self, key: str) -> bool:
+        """Claim a step; whether it is ours. Then it is renewed until `done` or `free`."""
+        if self.others(key):
+            return False
+        mine = _Claim(os.urandom(8).hex(), 0, time.time())
+        started = time.monotonic()
+        self._write(key, mine)
+        # Whoever looked before this was written writes within about as long as looking and writing took here.
+        time.sleep(max(self.shelf.settling, 2 * (time.monotonic() - started)))
+        if self._read(key) != mine:
+            return False
+        with self._lock:
+            self._own[key] = mine
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._renew, name="claims", daemon=True)
+                self._thread.start()
+        return True
+
+    def others(self, key: str) -> bool:
+        """Whether someone else is doing the step."""
+        claim = self._read(key)
+        if claim is None or not claim.id or time.time() - claim.at > _LONG_AGO:
+            return False
+        now = time.monotonic()
+        seen = self._seen.get(key)
+        if seen is None or seen[0] != claim:
+            self._seen[key] = (claim, now)
+            return True
+        return now - seen[1] < _EXPIRY
+
+    def done(self, key: str) -> None:
+        """The record is there: nobody looks at the claim any more. Idempotent."""
+        with self._lock:
+            self._own.pop(key, None)
+
+    def free(self, key: str) -> None:
+        """Give the step to whoever wants it. Idempotent."""
+        with self._lock:
+            mine = self._own.pop(key, None)
+        if mine is not None:
+            with suppress(StoreError):
+                self._write(key, _Claim("", mine.beat, time.time()))
+
+    def close(self) -> None:
+        """Free what is left. Idempotent."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        for key in list(self._own):
+            self.free(key)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(_BEAT):
+            with self._lock:
+                keys = list(self._own)
+            for key in keys:
+                with self._lock:
+                    mine = self._own.get(key)
+                    if mine is None:
+                        continue
+                    mine = self._own[key] = _Claim(mine.id, mine.beat + 1, time.time())
+                # One that can not be written lapses; then another machine does the step as well.
+                with suppress(StoreError):
+                    self._write(key, mine)
+
+    def _read(self, key: str) -> _Claim | None:
+        try:
+            sheet = self.shelf.find(f"claim-{key}")
+            if sheet is None:
+                return None
+            return msgspec.json.decode(dict(sheet.annotations).get(_CLAIM, ""), type=_Claim)
+        except (CorruptError, msgspec.DecodeError):
+            return None
+
+    def _write(self, key: str, claim: _Claim) -> None:
+        import io
+
+        if not self._ready:
+            self.shelf.put(EMPTY, lambda: io.BytesIO(b"{}"))
+            self._ready = True
+        text = msgspec.json.encode(claim).decode()
+        self.shelf.keep(f"claim-{key}", Manifest(EMPTY, (EMPTY,), annotations=((_CLAIM, text),)))
+
+
+# ---------------------------------------------------------------- in the background
+
+
+class _Workers:
+    """Threads that do jobs in the order in which they were added, begun when they are wanted. Jobs do not raise."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._dropped = False
+
+    def add(self, job: Callable[[], object]) -> None:
+        """Have a job done soon."""
+        with self._lock:
+            if len(self._threads) < self._count:
+                thread = threading.Thread(target=self._work, name="cache", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        self._queue.put(job)
+
+    def wait(self) -> None:
+        """Until all that was added is done."""
+        self._queue.join()
+
+    def close(self, *, drop: bool) -> None:
+        """End the threads; with `drop` after the jobs that they are at. Idempotent."""
+        with self._lock:
+            self._dropped = self._dropped or drop
+            threads, self._threads = self._threads, []
+        for _ in threads:
+            self._queue.put(None)
+        for thread in threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            try:
+                if not self._dropped:
+                    job()
+            finally:
+                self._queue.task_done()
+        self._queue.task_done()
+
+
+def _gzipped(data: bytes) -> bytes:
+    """Without a name and a time, so that equal bytes stay equal."""
+    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)
+    return compressor.compress(data) + compressor.flush()
+
+
+def _gunzipped(data: bytes, limit: int) -> bytes:
+    try:
+        decompressor = zlib.decompressobj(31)
+        plain = decompressor.decompress(data, limit)
+    except zlib.error as error:
+        raise CorruptError(f"what should be compressed is damaged: {error}") from None
+    if not decompressor.eof:
+        raise CorruptError("what was compressed ends too early, or is too large")
+    return plain

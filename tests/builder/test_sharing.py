@@ -1,0 +1,387 @@
+"""--cache-to and --cache-from, seen from the command line: two machines are two stores here, and share a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from builder.cli.flags import UsageError
+from builder.cli.places import cache_place
+from builder.errors import UnsupportedError
+from builder.model import CachePlace
+from tests.building import Bench, busybox, needs_run, write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+STAGES = (
+    "FROM scratch AS one\nCOPY a /a\nCOPY d /d\nFROM scratch AS two\nCOPY --from=one /d /x\nCOPY a /y/a\n"
+    "FROM two\nCOPY a /z/a\nWORKDIR /z\n"
+)
+FILES = {"a": "1", "d/b": "2", "d/c": "3"}
+
+
+class Machine(Bench):
+    """A store of its own, on a context that all machines have."""
+
+    @property
+    def context(self) -> Path:
+        return self.folder.parent / "context"
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[list[Machine]]:
+    made = [Machine(tmp_path / name) for name in ("first", "second", "third")]
+    for machine in made:
+        machine.folder.mkdir()
+    yield made
+    for machine in made:
+        machine.close()
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    return tmp_path / "shelf"
+
+
+def to(shelf: Path, more: str = "") -> str:
+    return f"--cache-to=type=local,dest={shelf}{more}"
+
+
+def of(shelf: Path, more: str = "") -> str:
+    return f"--cache-from=type=local,src={shelf}{more}"
+
+
+def layers(store: Path) -> set[str]:
+    """The blobs of a store that are compressed, so layers."""
+    return {path.name for path in (store / "blobs/sha256").iterdir() if path.read_bytes()[:2] == b"\x1f\x8b"}
+
+
+def warnings(done: object) -> list[str]:
+    return [event["message"] for event in done.events if event["event"] == "warning"]  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- from one machine to another
+
+
+def test_another_machine_takes_every_step(machines: list[Machine], shelf: Path) -> None:
+    first, second, third = machines
+    assert not any(first.build(STAGES, FILES, to(shelf)).cached.values())
+    done = second.build(None, {}, of(shelf))
+    assert all(done.cached.values())
+    assert warnings(done) == []
+    assert second.image().diff_ids == first.image().diff_ids
+    assert second.names() == first.names()  # with the time at which the first machine made it
+    assert second.pybuild("fsck").code == 0
+    # What the image has is in the second machine's own cache from then on.
+    assert [step.cached for step in second.build(None, {}).steps] == [False] * 2 + [True] * 4
+    assert not any(third.build(None, {}).cached.values())
+
+
+def test_no_bytes_of_layers_are_fetched_before_they_are_wanted(machines: list[Machine], shelf: Path) -> None:
+    first, second, _ = machines
+    first.build(STAGES, FILES, to(shelf))
+    done = second.build(None, {}, of(shelf), "--output=type=cacheonly", tag="")
+    assert all(done.cached.values())
+    assert layers(second.root) == set()
+    # A COPY of another destination needs to know what lies below it, but no bytes: the listing is enough.
+    text = STAGES.replace("WORKDIR /z", "COPY a /y/new")
+    done = second.build(text, {}, of(shelf), "--output=type=cacheonly", tag="")
+    assert [step.cached for step in done.steps] == [True] * 5 + [False]
+    assert len(layers(second.root)) == 1
+    # The stage that only files are copied from is not needed for the image at all.
+    second.build(STAGES, {}, of(shelf))
+    assert len(layers(second.root)) == 1 + 3
+    assert second.pybuild("fsck").code == 0
+
+
+def test_a_run_has_the_files_of_layers_that_were_elsewhere(machines: list[Machine], shelf: Path) -> None:
+    needs_run()
+    first, second, _ = machines
+    text = "FROM base\nCOPY a /a\nRUN cat /a > /b\n"
+    first.build(text, FILES, to(shelf))
+    done = second.build(text + "RUN cat /b >> /a && cat /a\n", {}, of(shelf))
+    assert [step.cached for step in done.steps] == [True, True, False]
+    assert done.output == "11"
+
+
+def test_min_leaves_out_what_the_image_does_not_consist_of(machines: list[Machine], shelf: Path) -> None:
+    first, second, _ = machines
+    first.build(STAGES, FILES, to(shelf, ",mode=min"))
+    assert [step.stage for step in second.build(None, {}, of(shelf)).steps if not step.cached] == ["one", "one"]
+
+
+def test_steps_of_the_own_cache_are_put_there_too(machines: list[Machine], shelf: Path) -> None:
+    first, second, third = machines
+    first.build(STAGES, FILES)
+    assert all(first.build(None, {}, to(shelf)).cached.values())
+    other = shelf.with_name("other")
+    # From one cache into another, without a store in between that has the layers.
+    done = second.build(None, {}, of(shelf), to(other), "--output=type=cacheonly", tag="")
+    assert all(done.cached.values())
+    assert all(third.build(None, {}, of(other)).cached.values())
+
+
+def test_what_is_there_already_is_not_sent_again(machines: list[Machine], shelf: Path) -> None:
+    first, second, _ = machines
+    first.build(STAGES, FILES, to(shelf))
+    before = {path: path.stat().st_ino for path in shelf.rglob("*") if path.is_file()}
+    done = second.build(None, {}, to(shelf), of(shelf))
+    ended = [event for event in done.events if event["event"] == "export-finished"]
+    assert ended[0]["what"] == f"cache {shelf}"
+    assert ended[0]["size"] == 0
+    # The same steps done once more make the same layers, of which no byte is sent.
+    done = second.build(None, {}, to(shelf), "--no-cache", "--build-arg=SOURCE_DATE_EPOCH=1", tag="")
+    assert {path: path.stat().st_ino for path in before if "blobs" in path.parts} == {
+        path: number for path, number in before.items() if "blobs" in path.parts
+    }
+
+
+def test_a_step_that_is_done_anew_takes_the_place_of_the_old_one(machines: list[Machine], shelf: Path) -> None:
+    needs_run()
+    first, second, _ = machines
+    text = "FROM base\nRUN cat /proc/sys/kernel/random/uuid > /id\n"
+    first.build(text, {}, to(shelf))
+    first.build(text, {}, to(shelf), "--no-cache")
+    assert second.build(text, {}, of(shelf)).steps[0].cached
+    assert second.image().text("/id") == first.image().text("/id")
+
+
+def test_the_time_to_live_counts_from_when_a_step_was_done(machines: list[Machine], shelf: Path) -> None:
+    first, second, third = machines
+    first.build(STAGES, FILES, to(shelf))
+    for path in (shelf / "sheets").glob("step-*"):
+        sheet = json.loads(path.read_text())
+        record = json.loads(sheet["annotations"]["pybuild.step"])
+        record["written"] -= 7200
+        sheet["annotations"]["pybuild.step"] = json.dumps(record)
+        path.write_text(json.dumps(sheet))
+    assert all(second.build(None, {}, of(shelf), "--cache-ttl=3h").cached.values())
+    done = second.build(None, {}, "--cache-ttl=1h")
+    assert done.steps[2].reason == "made 2 hours ago, more than 1 hour"
+    done = third.build(None, {}, of(shelf), "--cache-ttl=1h")
+    assert not any(done.cached.values())
+    assert done.steps[0].reason == "made 2 hours ago, more than 1 hour"
+
+
+def test_a_required_cache_may_be_elsewhere(machines: list[Machine], shelf: Path) -> None:
+    first, second, _ = machines
+    first.build(STAGES, FILES, to(shelf))
+    second.build(None, {}, of(shelf), "--require-cache")
+    second.build(None, {"a": "2"}, of(shelf), "--require-cache", code=1)
+
+
+def test_steps_before_the_one_that_failed_are_kept(machines: list[Machine], shelf: Path) -> None:
+    needs_run()
+    first, second, _ = machines
+    text = "FROM base\nRUN echo 1 > /a\nRUN test -e {}\n"
+    first.build(text.format("/none"), {}, to(shelf), code=1)
+    assert second.build(text.format("/a"), {}, of(shelf)).steps[0].cached
+
+
+def test_a_secret_is_in_no_cache(machines: list[Machine], shelf: Path) -> None:
+    text = "FROM scratch\nARG API_TOKEN\nCOPY a /$API_TOKEN-x\nARG OTHER\nCOPY a /b\n"
+    machines[0].build(text, FILES, to(shelf), "--build-arg=API_TOKEN=hunter2")
+    import zlib
+
+    for path in shelf.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            if data[:2] == b"\x1f\x8b" and b"API_TOKEN" not in data:
+                data = zlib.decompress(data, 31)
+            if b'"parts"' in data:
+                assert b"hunter2" not in data
+
+
+# ---------------------------------------------------------------- caches that fail
+
+
+def test_a_cache_that_is_not_there_is_warned_of(machines: list[Machine], shelf: Path) -> None:
+    done = machines[0].build(STAGES, FILES, of(shelf))
+    assert warnings(done) == [f"--cache-from: there is no folder {shelf}; nothing is taken from it"]
+    # The one that the build itself makes is not missed.
+    assert warnings(machines[0].build(None, {}, of(shelf), to(shelf))) == []
+
+
+def test_a_cache_that_can_not_be_written_is_warned_of_once(machines: list[Machine], shelf: Path) -> None:
+    shelf.write_text("no folder")
+    done = machines[0].build(STAGES, FILES, to(shelf))
+    assert len(warnings(done)) == 1
+    assert warnings(done)[0].startswith(f"nothing more is put into the cache {shelf}: can not write ")
+    done = machines[1].build(None, {}, to(shelf, ",ignore-error=false"), code=1)
+    assert f"the cache {shelf} can not be written" in done.err
+
+
+@pytest.mark.parametrize("damage", [b"{", b'{"schemaVersion":2}', None])
+def test_a_record_that_is_damaged_is_a_miss(machines: list[Machine], shelf: Path, damage: bytes | None) -> None:
+    first, second, third = machines
+    epoch = "--build-arg=SOURCE_DATE_EPOCH=1"
+    first.build(STAGES, FILES, to(shelf), epoch)
+    sheets = sorted((shelf / "sheets").glob("step-*"))
+    for path, other in zip(sheets, [*sheets[1:], sheets[0]], strict=True):
+        path.write_bytes(other.read_bytes() if damage is None else damage)
+        if damage is None:
+            break
+    done = second.build(None, {}, of(shelf), to(shelf), epoch)
+    assert not all(done.cached.values())
+    assert len(warnings(done)) == (1 if damage is None else len(set(warnings(done))))
+    assert second.image().diff_ids == first.image().diff_ids
+    # And was put right.
+    assert all(third.build(None, {}, of(shelf), epoch).cached.values())
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_layer_that_is_damaged_is_made_anew(machines: list[Machine], shelf: Path, damage: str) -> None:
+    needs_run()
+    first, second, _ = machines
+    text = "FROM base\nCOPY a /a\nRUN cat /a > /b\nRUN cat /b > /c\n"
+    first.build(text, FILES, to(shelf))
+    digest = first.image().manifest["layers"][-2]["digest"]
+    path = shelf / "blobs" / digest.replace(":", "/")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flip" else data[:-3])
+    done = second.build(text + "RUN cat /c\n", {}, of(shelf))
+    assert done.output == "1"
+    assert [message for message in warnings(done) if "its step is done again" in message]
+    assert second.image().text("/c") == "1"
+    assert second.pybuild("fsck").code == 0
+    done = machines[2].build(text, {}, of(shelf))
+    assert machines[2].image().text("/b") == "1"
+
+
+def test_a_listing_that_is_damaged_is_made_from_the_layer(machines: list[Machine], shelf: Path) -> None:
+    first, second, _ = machines
+    first.build(STAGES, FILES, to(shelf))
+    for path in (shelf / "sheets").glob("step-*"):
+        for layer in json.loads(path.read_text())["layers"][1:]:
+            if "listing" in layer["mediaType"]:
+                (shelf / "blobs" / layer["digest"].replace(":", "/")).write_bytes(b"\x1f\x8bgarbage")
+    done = second.build(STAGES.replace("WORKDIR /z", "COPY a /y/new"), {}, of(shelf))
+    assert [step.cached for step in done.steps] == [True] * 5 + [False]
+    assert [message for message in warnings(done) if "the layer itself is read" in message]
+
+
+# ---------------------------------------------------------------- many at once
+
+
+def test_machines_that_build_at_once_do_each_step_once(tmp_path: Path, shelf: Path) -> None:
+    needs_run()
+    text = "FROM base AS one\nRUN sleep 0.4; cat /proc/sys/kernel/random/uuid > /id\nRUN sleep 0.2; cat /id > /b\n"
+    text += "FROM base\nCOPY --from=one /b /b\nRUN sleep 0.2; cat /b > /c\n"
+    machines = [Machine(tmp_path / f"machine{number}") for number in range(4)]
+    write(tmp_path / "context", {"Dockerfile": text})
+    for machine in machines:
+        machine.folder.mkdir()
+    words = [f"--build-context=base={busybox()}", of(shelf), to(shelf), "--progress=rawjson", "-t", "app"]
+    try:
+        running = [machine.start("build", *words, str(machine.context)) for machine in machines]
+        done = [process.communicate(timeout=60) for process in running]
+        assert [process.returncode for process in running] == [0] * 4, done
+        ended = [
+            json.loads(line)
+            for _, err in done
+            for line in err.decode().splitlines()
+            if line.startswith('{"time"') and '"step-finished"' in line
+        ]
+        assert len(ended) == 16
+        assert sum(not event["cached"] for event in ended) == 4
+        assert len({machine.image().text("/c") for machine in machines}) == 1
+    finally:
+        for machine in machines:
+            machine.close()
+
+
+def test_the_step_of_a_machine_that_failed_is_done_by_another(machines: list[Machine], shelf: Path) -> None:
+    needs_run()
+    first, second, _ = machines
+    write(first.context, {"Dockerfile": "FROM base\nRUN sleep 0.5; test -d /lost+found-not\n"})
+    words = ["build", f"--build-context=base={busybox()}", of(shelf), to(shelf), str(first.context)]
+    running = [machine.start(*words) for machine in (first, second)]
+    for process in running:
+        process.communicate(timeout=30)
+    # Neither waits for what never comes.
+    assert [process.returncode for process in running] == [1, 1]
+
+
+def test_the_step_of_a_machine_that_died_is_done_by_another(
+    machines: list[Machine], shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_run()
+    monkeypatch.setattr("cache.remote._EXPIRY", 1.0)
+    first, second, _ = machines
+    text = "FROM base\nRUN sleep 30\n"
+    write(first.context, {"Dockerfile": text})
+    named = f"--build-context=base={busybox()}"
+    process = first.start("build", named, of(shelf), to(shelf), str(first.context))
+    while not list(shelf.glob("sheets/claim-*")):
+        assert process.poll() is None
+        os.sched_yield()
+    process.kill()
+    process.wait()
+    # The claim is not the same key's unless the command is: one that ends at once.
+    for path in shelf.glob("sheets/claim-*"):
+        claim = path.read_bytes()
+    write(first.context, {"Dockerfile": "FROM base\nRUN echo done\n"})
+    second.build(None, {}, of(shelf), to(shelf), tag="")
+    for path in shelf.glob("sheets/*"):
+        if path.name.startswith("claim-"):
+            path.write_bytes(claim)
+        else:
+            path.unlink()
+    done = second.build(None, {}, of(shelf), to(shelf), "--cache-ttl=0s")
+    assert not done.steps[0].cached
+    assert "another machine is doing this step" in done.output
+
+
+# ---------------------------------------------------------------- the flags
+
+
+def places(text: str, flag: str = "cache-to") -> CachePlace:
+    return cache_place(text, flag, lambda text, _: int(text))
+
+
+def test_what_the_flags_say(tmp_path: Path) -> None:
+    plain = CachePlace("local", str(tmp_path))
+    assert places(f"type=local,dest={tmp_path}") == plain
+    assert places(f"type=local,src={tmp_path}", "cache-from") == plain
+    assert places(f'type=local,"dest={tmp_path}",mode=min,mounts=false,mounts-max=5,ignore-error=false') == CachePlace(
+        "local", str(tmp_path), "min", required=True, mounts=False, mounts_max=5
+    )
+    assert places(f"type=local,dest={tmp_path},oci-mediatypes=true,image-manifest=true") == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "flag", "said"),
+    [
+        ("type=local", "cache-to", "does not say where"),
+        ("type=local,src=d", "cache-to", "no attribute 'src'"),
+        ("type=local,dest=d", "cache-from", "no attribute 'dest'"),
+        ("type=local,dest=d,mode=all", "cache-to", "neither min nor max"),
+        ("type=local,dest=d,mod=max", "cache-to", "no attribute 'mod'"),
+        ("type=local,dest=d,mounts=maybe", "cache-to", "neither true nor false"),
+        ("type=local,dest=d,x", "cache-to", "'x' has no value"),
+        ("type=floppy,dest=d", "cache-to", "no type 'floppy'"),
+        ("dest=d", "cache-to", "no type ''"),
+    ],
+)
+def test_what_the_flags_do_not_understand(text: str, flag: str, said: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        places(text, flag)
+    assert said in raised.value.message
+
+
+@pytest.mark.parametrize(
+    "text", ["type=gha", "type=s3,bucket=b", "type=azblob", "type=local,dest=d,compression=zstd",
+             "type=local,dest=d,oci-mediatypes=false"]
+)  # fmt: skip
+def test_what_the_flags_can_not_do(text: str) -> None:
+    with pytest.raises(UnsupportedError):
+        places(text)
