@@ -7,6 +7,7 @@ which the kernel refuses as soon as there is a second thread, so that it comes b
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -19,24 +20,52 @@ if TYPE_CHECKING:
     from cache.store import Store
 
 NAMESPACES = ("privileged", "rootless", "rootless-single")
+CHROOT = "pod"
 FILES_ONLY = "hardened"
+"""The tier with nothing but files; a RUN takes proot there."""
+
+FORCIBLE = {"auto", "namespaces", *NAMESPACES, "chroot", "proot"}
+REQUIRABLE = ("namespaces", "chroot", "proot")
+"""What can be asked for as the least, the strongest first."""
 
 
 class Isolation(Struct, frozen=True):
     """A chosen tier. reason: why this one and no better one. hint: what would give a better one, or empty.
 
-    userns: this process is in a user namespace, where overlayfs keeps its marks in `user.overlay.*`.
+    userns: this process is in a user namespace, where overlayfs keeps its marks in `user.overlay.*`. proot: the
+    program that RUNs are run by in the tier with nothing else, or empty.
     """
 
     tier: str
     reason: str
     hint: str = ""
     userns: bool = False
+    proot: str = ""
+
+    @property
+    def mechanism(self) -> str:
+        """What isolates a RUN: one of REQUIRABLE, or empty when there is no RUN."""
+        if self.tier in NAMESPACES:
+            return "namespaces"
+        if self.tier == CHROOT:
+            return "chroot"
+        return "proot" if self.proot else ""
 
     def executor(self) -> Executor:
         """A new executor, to be closed. UnsupportedError in a tier without RUN."""
+        if self.tier == CHROOT:
+            from builder.executors.chroot import ChrootExecutor
+
+            return ChrootExecutor(self.tier)
+        if self.proot:
+            from builder.executors.proot import ProotExecutor
+
+            return ProotExecutor(self.tier, self.proot)
         if self.tier not in NAMESPACES:
-            raise UnsupportedError(f"RUN can not work here: {self.reason}", hint=self.hint)
+            raise UnsupportedError(
+                f"RUN can not work in tier {self.tier}: {self.reason}",
+                hint=f"{self.hint}; or install proot" if self.hint else "install proot",
+            )
         from builder.executors.namespaces import NamespaceExecutor
 
         return NamespaceExecutor(self.tier, userns=self.userns, single=self.tier == "rootless-single")
@@ -59,15 +88,37 @@ class Isolation(Struct, frozen=True):
 def choose(forced: str = "auto") -> Isolation:
     """Choose the tier, and enter its user namespace if it has one. Once, before any thread exists.
 
-    forced: `auto`, `namespaces` (the best of its tiers) or a tier's name. With `auto` there is always an answer: where
-    no RUN can work, COPY, ADD and the rest still do, and asking for an executor says what is missing. UnsupportedError
-    when what was forced can not be had.
+    forced: `auto`, `namespaces` (the best of its tiers), a tier's name, `chroot` or `proot`. With `auto` there is
+    always an answer: where no RUN can work, COPY, ADD and the rest still do, and asking for an executor says why.
+    UnsupportedError when what was forced can not be had.
     """
-    if forced not in {"auto", "namespaces", *NAMESPACES}:
+    if forced not in FORCIBLE:
+        names = ", ".join(("auto", "namespaces", *NAMESPACES, "chroot", "proot"))
+        raise UnsupportedError(f"isolation {forced!r} is not supported", hint=f"there are: {names}")
+    return _choose(forced)
+
+
+def require(found: Isolation, least: str) -> None:
+    """UnsupportedError unless what isolates a RUN is `least`, one of REQUIRABLE, or stronger."""
+    if least not in REQUIRABLE:
+        raise UnsupportedError(f"isolation {least!r} can not be required", hint=f"there are: {', '.join(REQUIRABLE)}")
+    if not found.mechanism or REQUIRABLE.index(found.mechanism) > REQUIRABLE.index(least):
+        what = found.mechanism or "no RUN at all"
         raise UnsupportedError(
-            f"isolation {forced!r} is not supported", hint=f"there are: auto, namespaces, {', '.join(NAMESPACES)}"
+            f"isolation by {least} is required, and here there is {what} (tier {found.tier}): {found.reason}",
+            hint=found.hint,
         )
-    wanted = NAMESPACES if forced in {"auto", "namespaces"} else (forced,)
+
+
+def _choose(forced: str) -> Isolation:
+    if forced == "chroot":
+        wanted: tuple[str, ...] = (CHROOT,)
+    elif forced == "proot":
+        wanted = (FILES_ONLY,)
+    elif forced == "auto":
+        wanted = (*NAMESPACES, CHROOT, FILES_ONLY)
+    else:
+        wanted = NAMESPACES if forced == "namespaces" else (forced,)
     problems: list[str] = []
     hint = ""
     if "privileged" in wanted:
@@ -87,6 +138,17 @@ def choose(forced: str = "auto") -> Isolation:
             return found
         problem, hint = found
         problems.append(problem)
+    if CHROOT in wanted:
+        problem = _chroot_problem()
+        if problem is None:
+            return Isolation(CHROOT, "; ".join(("root that may chroot", *problems)), hint)
+        if problem not in problems:
+            problems.append(problem)
+    if FILES_ONLY in wanted:
+        program, problem = _proot()
+        if program:
+            return Isolation(FILES_ONLY, "; ".join((f"RUN by {program}", *problems)), hint, proot=program)
+        problems.append(problem)
     reason = "; ".join(problems)
     if forced != "auto":
         raise UnsupportedError(f"isolation {forced} is not to be had: {reason}", hint=hint)
@@ -100,6 +162,34 @@ def _privileged_problem() -> str | None:
 
     error = sandbox.attempt(sandbox.try_mounts)
     return f"root without the right to mount ({error.strerror})" if error else None
+
+
+def _chroot_problem() -> str | None:
+    if os.geteuid() != 0:
+        return "not root"
+    from builder import sandbox
+
+    error = sandbox.attempt(sandbox.try_chroot)
+    return f"root that can not chroot and make device nodes ({error.strerror})" if error else None
+
+
+def _proot() -> tuple[str, str]:
+    """The path of a proot that works, or empty and the problem. Tracing other processes may be forbidden."""
+    paths = (f"{folder}/proot" for folder in os.get_exec_path() if folder)
+    program = next((path for path in paths if os.access(path, os.X_OK)), "")
+    if not program:
+        return "", "no proot on PATH"
+    from tempfile import gettempdir
+
+    null = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in (0, 1, 2)]
+    room = {"PROOT_TMP_DIR": gettempdir()}
+    pid = os.posix_spawn(program, [program, sys.executable, "-I", "-S", "-c", ""], room, file_actions=null)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return (
+        (program, "")
+        if status == 0
+        else ("", f"{program} does not work (status {status}; some versions need a writable /tmp)")
+    )
 
 
 def _enter(wanted: tuple[str, ...]) -> Isolation | tuple[str, str]:

@@ -51,9 +51,11 @@ FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 # System calls since 5.0 have the same number on every architecture that this runs on.
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 428, 429, 430, 431, 432
 SYS_CLOSE_RANGE, SYS_OPENAT2, SYS_MOUNT_SETATTR = 436, 437, 442
+SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
 CLOSE_RANGE_CLOEXEC = 4
 
-PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_CAP_AMBIENT = 22, 24, 47
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_CAP_AMBIENT = 1, 22, 24, 47
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 SECCOMP_MODE_FILTER, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 SIGKILL, SIGPIPE, SIGXFSZ, SIG_SETMASK = 9, 13, 25, 2
 
@@ -493,6 +495,75 @@ def install_filter(code: bytes) -> None:
     _result(libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), pointer, 0, 0), "seccomp")
 
 
+# ---------------------------------------------------------------- without namespaces
+
+
+def become_subreaper() -> None:
+    """Become the parent of every descendant whose own parent ends."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1, "subreaper")
+
+
+def end_with_parent() -> None:
+    """Have this process killed when its parent ends. A change of its ids undoes it."""
+    _prctl(PR_SET_PDEATHSIG, SIGKILL, "death signal")
+
+
+def no_new_privileges() -> None:
+    """From here on no exec gives more rights: set-id bits and file capabilities do nothing."""
+    _prctl(PR_SET_NO_NEW_PRIVS, 1, "no_new_privs")
+
+
+def landlock_version() -> int:
+    """What the kernel knows of Landlock, 0 being nothing.
+
+    https://docs.kernel.org/userspace-api/landlock.html
+    """
+    try:
+        return _call(SYS_LANDLOCK_CREATE_RULESET, "landlock", None, 0, 1)
+    except OSError:
+        return 0
+
+
+def confine(folder: int) -> bool:
+    """Keep this process and its descendants to the files below `folder`, opened already ones excepted.
+
+    Where the kernel has it (version 6), they can not send signals to other processes, either. Returns whether the
+    kernel could do it. Needs no-new-privs.
+    """
+    version = landlock_version()
+    if version < 2:
+        return False  # the first version refuses every rename from one directory to another
+    # Every right to files that there is: 13 of version 1, then refer, truncate (3), ioctl of devices (5).
+    rights = (1 << 14) - 1 | (1 << 14 if version >= 3 else 0) | (1 << 15 if version >= 5 else 0)
+    scopes = 3 if version >= 6 else 0
+    words = (rights, 0, scopes)[: 3 if version >= 6 else 2 if version >= 4 else 1]
+    attributes = b"".join(word.to_bytes(8, sys.byteorder) for word in words)
+    rules = _call(SYS_LANDLOCK_CREATE_RULESET, "landlock", attributes, len(attributes), 0)
+    try:
+        beneath = rights.to_bytes(8, sys.byteorder) + folder.to_bytes(4, sys.byteorder)
+        _call(SYS_LANDLOCK_ADD_RULE, "landlock rule", rules, 1, beneath, 0)
+        _call(SYS_LANDLOCK_RESTRICT_SELF, "landlock", rules, 0)
+    finally:
+        os.close(rules)
+    return True
+
+
+def try_chroot() -> None:
+    """Do what a RUN in a chroot needs: another root, a device node. OSError."""
+    name = f"/tmp/chroot.{os.getpid()}.{os.urandom(4).hex()}"  # noqa: S108 - a new name, by mkdir
+    os.mkdir(name, 0o700)
+    try:
+        os.mknod(f"{name}/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        os.unlink(f"{name}/null")
+        os.chown(name, 1, 1)
+        here = _open_path("/")
+        os.chroot(name)
+        os.fchdir(here)
+        os.chroot(".")
+    finally:
+        os.rmdir(name)
+
+
 # ---------------------------------------------------------------- the root
 
 
@@ -649,10 +720,10 @@ def _open_path(path: str) -> int:
 class _Run:
     """One RUN, in the child that becomes it. Methods are called once, in the order of `start`."""
 
-    def __init__(self, request: dict[str, Any], output: int, report: Callable[[tuple[Any, ...]], None]) -> None:
+    def __init__(self, request: dict[str, Any], output: int, builder: _socket.socket) -> None:
         self.request = request
         self.output = output
-        self.report = report
+        self.builder = builder
         self.root = -1
         self.scratch = -1
         # Docker lets a RUN make device nodes and has a device cgroup refuse to open them; mounts without devices do the
@@ -665,7 +736,7 @@ class _Run:
         """Become the command."""
         request = self.request
         libc.setsid()
-        _new_keyring()
+        new_keyring()
         kinds = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
         unshare(kinds | (CLONE_NEWNET if request["network"] == "none" else 0))
         try:
@@ -752,7 +823,7 @@ class _Run:
                     times[path] = (status.st_atime_ns, status.st_mtime_ns)
         made, touched = _make_mount_points(directory, directory, self.points)
         if made:
-            self.report(("made", made, [(path, *times[path]) for path in touched]))
+            send_frame(self.builder, ("made", made, [(path, *times[path]) for path in touched]))
         for path in touched:
             os.utime(f"{directory}/{path}", ns=times[path])
 
@@ -997,7 +1068,6 @@ class _Run:
     def _become(self, filters: Sequence[bytes]) -> NoReturn:
         request = self.request
         uid, gid = request["uid"], request["gid"]
-        _enter_folder(request["cwd"])
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(null, 0)
         if uid:
@@ -1005,12 +1075,13 @@ class _Run:
             _chown(self.output, uid, gid)
         os.dup2(self.output, 1)
         os.dup2(self.output, 2)
-        _call(SYS_CLOSE_RANGE, "close_range", 3, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)
-        _limit(request["ulimits"])
+        close_others(self.builder.fileno())
+        enter_folder(request["cwd"])
+        limit(request["ulimits"])
         # Python ignores these two; handlers end by themselves with exec, and `main` saw to the others.
-        _default_signals((SIGPIPE, SIGXFSZ))
+        default_signals((SIGPIPE, SIGXFSZ))
         if not request["insecure"]:
-            _bound_capabilities()
+            bound_capabilities()
             for code in filters:
                 install_filter(code)
         if not request["single"]:
@@ -1024,12 +1095,29 @@ class _Run:
         execute(request["argv"], [os.fsencode(e) for e in request["env"]])
 
 
-def _enter_folder(path: str) -> None:
+def close_others(kept: int) -> None:
+    """Close all descriptors but the three standard ones and `kept`, which ends with the next exec."""
+    if kept > 3:
+        _call(SYS_CLOSE_RANGE, "close_range", 3, kept - 1, 0)
+    _call(SYS_CLOSE_RANGE, "close_range", kept + 1, 0xFFFFFFFF, 0)
+    _call(SYS_CLOSE_RANGE, "close_range", kept, kept, CLOSE_RANGE_CLOEXEC)
+
+
+def enter_folder(path: str) -> None:
+    """Change to a folder of the command's root, made if missing.
+
+    An image may call it `/proc/self/fd/8`: a folder of the machine that was open would be entered with it
+    (CVE-2024-21626). So all others are closed by now, and what was entered has to have a place below the root.
+    """
     try:
         os.chdir(path)
     except FileNotFoundError:
         os.makedirs(path, 0o755)
         os.chdir(path)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise OSError(errno.ENOENT, f"the working directory {path} is not in the image") from None
 
 
 def _chown(target: int | str, uid: int, gid: int) -> None:
@@ -1061,7 +1149,7 @@ def _loopback_up() -> None:
     sock.close()
 
 
-def _default_signals(numbers: Iterable[int]) -> None:
+def default_signals(numbers: Iterable[int]) -> None:
     """Give signals their default effects, which a builder started by nohup, say, does not pass on.
 
     Not by signal(3): glibc refuses 32 and 33, its own, and yet starts programs with these ignored.
@@ -1074,7 +1162,7 @@ def _default_signals(numbers: Iterable[int]) -> None:
             libc.syscall(ctypes.c_long(sigaction), ctypes.c_long(number), bytes(32), None, ctypes.c_long(8))
 
 
-def _new_keyring() -> None:
+def new_keyring() -> None:
     """A session keyring of its own: the builder's keys are not for a RUN."""
     number = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine)
     if number is not None:
@@ -1082,11 +1170,11 @@ def _new_keyring() -> None:
         libc.syscall(ctypes.c_long(number), ctypes.c_long(1), None, None, None, None)
 
 
-def _bound_capabilities() -> None:
-    """Leave Docker's default capabilities to whatever is executed from here."""
+def bound_capabilities(kept: int = CAPABILITIES) -> None:
+    """Leave Docker's default capabilities, or the set given, to whatever is executed from here."""
     _result(libc.prctl(PR_CAP_AMBIENT, ctypes.c_ulong(PR_CAP_AMBIENT_CLEAR_ALL), *(ctypes.c_ulong(0),) * 3), "prctl")
     for capability in range(64):
-        if not CAPABILITIES >> capability & 1:
+        if not kept >> capability & 1:
             try:
                 _prctl(PR_CAPBSET_DROP, capability, "drop capability")
             except OSError as error:
@@ -1102,7 +1190,8 @@ def _bound_capabilities() -> None:
     _result(libc.capset(header, data), "capset")
 
 
-def _limit(limits: Sequence[tuple[str, int, int]]) -> None:
+def limit(limits: Sequence[tuple[str, int, int]]) -> None:
+    """Set resource limits, as far as this process may."""
     if not limits:
         return
     for name, soft, hard in limits:
@@ -1183,7 +1272,7 @@ def _child(sock: _socket.socket, output: int, filters: dict[bool, list[bytes]]) 
     try:
         request = receive_frame(sock)
         if request is not None:
-            _Run(request, output, lambda message: send_frame(sock, message)).start(filters[request["single"]])
+            _Run(request, output, sock).start(filters[request["single"]])
     except BaseException as error:
         # Whatever it is, it is the builder's to tell; this process has nobody to tell it to.
         try:
@@ -1258,7 +1347,7 @@ def main() -> None:
     A RUN's own pid namespace is inside it. setns(2) back to it between two forks needs no privilege outside.
     """
     libc.setsid()
-    _default_signals({*range(1, 65)} - {SIGPIPE, SIGXFSZ})
+    default_signals({*range(1, 65)} - {SIGPIPE, SIGXFSZ})
     libc.sigprocmask(SIG_SETMASK, bytes(128), None)
     # From here on nothing is imported: after pivot_root the folders of sys.path would be those of the image.
     sys.path.clear()

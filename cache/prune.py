@@ -24,10 +24,11 @@ from cache.errors import InUseError, StoreError
 from cache.reference import familiar_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from cache.database import Connection
     from cache.store import Store
+    from cache.uses import Use
 
 GRACE = 60.0
 """Seconds for which a file that nothing names yet is taken for one whose writer, holding no lease, is about to."""
@@ -96,10 +97,17 @@ class Lease:
                 now = time.time_ns()
                 os.utime(file, ns=(now, now))
                 self._path, self._file = path, file
+                self._store.held.append(self)
                 return self
             os.close(file)
 
+    def note(self, image_id: str) -> None:
+        """Say that the build stands on this image, so that nobody removes it meanwhile without being told."""
+        with suppress(OSError):
+            os.write(self._file, image_id.encode() + b"\n")
+
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._store.held.remove(self)
         with suppress(FileNotFoundError):
             os.unlink(self._path)
         os.close(self._file)
@@ -128,8 +136,9 @@ def oldest_lease(store: Store) -> float | None:
     return oldest
 
 
-def remove(store: Store, name_or_id: str, *, force: bool) -> list[str]:
+def remove(store: Store, name_or_id: str, *, force: bool, keep_parents: bool = False) -> list[str]:
     """See `Store.remove`."""
+    busy = _busy(store)
     with store.database.transaction() as connection:
         number, given = store.find(name_or_id)
         names = [
@@ -149,33 +158,69 @@ def remove(store: Store, name_or_id: str, *, force: bool) -> list[str]:
             if len(names) > 1 and not force:
                 several = ", ".join(map(familiar_name, names))
                 raise InUseError(f"the image {short} has several names: {several}", "remove the names, or use --force")
+        if len(taken) == len(names) and not users:
+            _refuse_busy(connection, number, busy, name_or_id, force=force)
         connection.executemany("DELETE FROM names WHERE name = ?", [(name,) for name in taken])
         lines = [f"Untagged: {familiar_name(name)}" for name in taken]
         if len(taken) == len(names):
             if users:
                 connection.execute("UPDATE images SET intermediate = 1 WHERE number = ?", (number,))
             else:
-                lines += _delete(connection, number)
+                lines += _delete(connection, number, keep_parents=keep_parents)
         store.list_changed(connection)
         store.database.after_commit(lambda: sweep(store))
     return lines
 
 
-def prune(store: Store, *, every: bool) -> Pruned:
+def _busy(store: Store) -> dict[str, Use]:
+    """The images in use, each with one of its uses, a mount before a build."""
+    from cache.uses import uses
+
+    return {use.image: use for use in sorted(uses(store), key=lambda use: bool(use.place))}
+
+
+def _refuse_busy(connection: Connection, number: int, busy: dict[str, Use], shown: str, *, force: bool) -> None:
+    """InUseError when the image, or an intermediate one built on it, is in use. force: a build's use does not count."""
+    for image_id in _ids_below(connection, number) if busy else ():
+        use = busy.get(image_id)
+        if use is not None and (use.place or not force):
+            hint = use.remedy if use.place else f"{use.remedy}, or use --force: it keeps what it needs"
+            raise InUseError(f"the image {shown} can not be removed: it is {use.reason}", hint)
+
+
+def _ids_below(connection: Connection, number: int) -> list[str]:
+    """An image's id, and those of all that are built on it."""
+    query = _BELOW + "SELECT i.id FROM images i JOIN below b ON b.number = i.number"  # noqa: S608
+    return [image_id for (image_id,) in connection.execute(query, (number,))]
+
+
+def prune(store: Store, *, every: bool, only: Callable[[str], bool] | None = None) -> Pruned:
     """See `Store.prune`."""
     lines: list[str] = []
     store.ready()
+    busy = _busy(store)
     with store.database.transaction() as connection:
+        wanted = {
+            number
+            for number, image_id in connection.execute("SELECT number, id FROM images WHERE intermediate = 0")
+            if (only is None or only(image_id))
+            and not busy.keys() & set(_ids_below(connection, number) if busy else ())
+        }
         if every:
-            names = [name for (name,) in connection.execute("SELECT name FROM names ORDER BY name")]
-            lines += [f"Untagged: {familiar_name(name)}" for name in names]
-            connection.execute("DELETE FROM names")
+            names = [
+                (name,)
+                for name, image in connection.execute("SELECT name, image FROM names ORDER BY name")
+                if image in wanted
+            ]
+            lines += [f"Untagged: {familiar_name(name)}" for (name,) in names]
+            connection.executemany("DELETE FROM names WHERE name = ?", names)
         dangling = [
             number
             for (number,) in connection.execute(
                 "SELECT number FROM images WHERE intermediate = 0 AND number NOT IN (SELECT image FROM names) "
                 "ORDER BY number DESC"
             )
+            if number in wanted
         ]
         # A dangling image may be built on another one: as long as one goes, look again at the rest.
         while gone := [number for number in dangling if not _users(connection, number)]:
@@ -184,9 +229,10 @@ def prune(store: Store, *, every: bool) -> Pruned:
             dangling = [number for number in dangling if number not in gone]
         # What is left carries images that stay; it becomes what it is, one of their intermediates.
         connection.executemany("UPDATE images SET intermediate = 1 WHERE number = ?", [(n,) for n in dangling])
-        if every:
+        if every and only is None:
             for (number,) in connection.execute("SELECT number FROM images ORDER BY number DESC").fetchall():
-                lines += _delete(connection, number)
+                if not busy.keys() & set(_ids_below(connection, number) if busy else ()):
+                    lines += _delete(connection, number)
         if lines or dangling:
             store.list_changed(connection)
         _doom(connection, _orphans(store, connection))
@@ -302,8 +348,11 @@ def take_away(path: str) -> int:
     return _take_away(path)
 
 
-def _delete(connection: Connection, number: int) -> list[str]:
-    """Delete an image, all that are built on it, and the intermediates below it that nothing else needs."""
+def _delete(connection: Connection, number: int, *, keep_parents: bool = False) -> list[str]:
+    """Delete an image, all that are built on it, and the intermediates below it that nothing else needs.
+
+    keep_parents: those below become dangling images instead, which are listed.
+    """
     lines: list[str] = []
     built_on = _BELOW + "SELECT number FROM below ORDER BY number DESC"  # noqa: S608
     queue = [n for (n,) in connection.execute(built_on, (number,))]
@@ -319,7 +368,7 @@ def _delete(connection: Connection, number: int) -> list[str]:
         connection.execute("DELETE FROM images WHERE number = ?", (gone,))
         lines.append(f"Deleted: {image_id}")
         free(connection, layers, (image_id, manifest))
-        queue.extend(
+        unneeded = [
             other
             for other in (parent, *above)
             if connection.execute(
@@ -328,7 +377,11 @@ def _delete(connection: Connection, number: int) -> list[str]:
                 "AND NOT EXISTS (SELECT 1 FROM needs WHERE needed = ?1)",
                 (other,),
             ).fetchone()
-        )
+        ]
+        if keep_parents:
+            connection.executemany("UPDATE images SET intermediate = 0 WHERE number = ?", [(n,) for n in unneeded])
+        else:
+            queue.extend(unneeded)
     return lines
 
 

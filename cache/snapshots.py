@@ -15,6 +15,7 @@ makes a layer of it; `commit` keeps the result for the next `prepare`, or `disca
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import threading
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
+    from cache.entries import Files
     from cache.layers import Written
     from cache.oci import Digest, Layer
     from cache.store import Store
@@ -48,9 +50,11 @@ __all__ = [
     "OverlayRoot",
     "OverlaySnapshots",
     "Root",
+    "Seen",
     "Snapshots",
     "Working",
     "WorkingCopySnapshots",
+    "contents_of",
     "remove_tree",
 ]
 
@@ -583,7 +587,7 @@ class WorkingCopySnapshots:
 
     def prepare(self, layers: tuple[Layer, ...]) -> Working:
         """See `Snapshots.prepare`."""
-        return _CopyWorking(self._copy(layers), layers, self._put_back)
+        return _CopyWorking(self._copy(layers), layers, Tree(self._store, layers), self._put_back)
 
     def view(self, layers: tuple[Layer, ...]) -> Root:
         """See `Snapshots.view`. The same root each time."""
@@ -659,9 +663,12 @@ class _Copy(Struct):
 
 
 class _CopyWorking(Working):
-    def __init__(self, copy: _Copy, layers: tuple[Layer, ...], put_back: Callable[[Digest, _Copy], None]) -> None:
+    def __init__(
+        self, copy: _Copy, layers: tuple[Layer, ...], parent: Files, put_back: Callable[[Digest, _Copy], None]
+    ) -> None:
         self._copy: _Copy | None = copy
         self._put_back = put_back
+        self._view = parent
         self._parent = chain_ids(tuple(layer.diff_id for layer in layers))[-1] if layers else None
         self._root = DirectoryRoot(Path(copy.root))
         self._after: dict[bytes, _Stamp] = {}
@@ -674,41 +681,9 @@ class _CopyWorking(Working):
     def changes(self) -> Iterator[Entry]:
         assert self._copy is not None
         assert self._copy.stamps is not None
-        before = self._copy.stamps
         self._sockets = []
-        after = self._after = _scan(self._copy.root, self._sockets)
-        base = os.fsencode(self._copy.root)
-        inodes: dict[tuple[int, int], bytes] = {}
-        # Directories on the way that are as they were; they come when something in them does.
-        pending: list[Entry] = []
-        for path in sorted(before.keys() | after.keys(), key=lambda path: path.split(b"/") if path else []):
-            old, new = before.get(path), after.get(path)
-            while pending and not path.startswith(pending[-1].path + b"/"):
-                pending.pop()
-            if new is None:
-                holder = after.get(path.rpartition(b"/")[0])
-                if holder is not None and holder[0] == "directory":
-                    yield from pending
-                    pending.clear()
-                    yield Entry(path, Kind.WHITEOUT)
-                continue
-            if old == new and (new[0] != "directory" or not path):
-                continue
-            full = base + b"/" + path if path else base
-            status = os.lstat(full)
-            found = entry_of(path, full, status)
-            assert found is not None
-            entry = found[0]
-            if old == new:
-                pending.append(entry)
-                continue
-            if entry.kind is not Kind.DIRECTORY and status.st_nlink > 1:
-                first = inodes.setdefault((status.st_dev, status.st_ino), path)
-                if first != path:
-                    entry = replace(entry, kind=Kind.HARDLINK, target=first, size=0, content=None, xattrs=())
-            yield from pending
-            pending.clear()
-            yield entry
+        self._after = _scan(self._copy.root, self._sockets)
+        yield from _difference(self._copy.root, self._copy.stamps, self._after, self._view)
 
     def commit(self, written: Written) -> None:
         copy, self._copy = self._copy, None
@@ -723,6 +698,93 @@ class _CopyWorking(Working):
         copy, self._copy = self._copy, None
         if copy is not None:
             remove_tree(copy.temporary)
+
+
+class Seen:
+    """A directory as it is now, to say later what has changed in it; nothing may be at work in it now or then."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._stamps = _scan(path)
+        _wait_for_clock(self._stamps)
+
+    def changes(self) -> Iterator[Entry]:
+        """What differs now: see `Working.changes`."""
+        yield from _difference(self._path, self._stamps, _scan(self._path), None)
+
+
+def contents_of(path: str) -> Iterator[Entry]:
+    """All of a directory as entries, itself first as the empty path."""
+    yield from _difference(path, {}, _scan(path), None)
+
+
+def _difference(
+    root: str, before: dict[bytes, _Stamp], after: dict[bytes, _Stamp], view: Files | None
+) -> Iterator[Entry]:
+    """What changed between two scans. view: what the root showed before, for which a mere copy is no change."""
+    base = os.fsencode(root)
+    inodes: dict[tuple[int, int], bytes] = {}
+    # Directories on the way that are as they were; they come when something in them does.
+    pending: list[Entry] = []
+    for path in sorted(before.keys() | after.keys(), key=lambda path: path.split(b"/") if path else []):
+        old, new = before.get(path), after.get(path)
+        while pending and not path.startswith(pending[-1].path + b"/"):
+            pending.pop()
+        if new is None:
+            holder = after.get(path.rpartition(b"/")[0])
+            if holder is not None and holder[0] == "directory":
+                yield from pending
+                pending.clear()
+                yield Entry(path, Kind.WHITEOUT)
+            continue
+        if old == new and (new[0] != "directory" or not path):
+            continue
+        full = base + b"/" + path if path else base
+        status = os.lstat(full)
+        found = entry_of(path, full, status)
+        assert found is not None
+        entry = _as_root(*found)
+        if old == new:
+            pending.append(entry)
+            continue
+        if entry.kind is not Kind.DIRECTORY and status.st_nlink > 1:
+            first = inodes.setdefault((status.st_dev, status.st_ino), path)
+            if first != path:
+                entry = replace(entry, kind=Kind.HARDLINK, target=first, size=0, content=None, xattrs=())
+        elif view is not None and old is not None and old[2:] == new[2:] and _mere_copy(entry, view):
+            continue
+        yield from pending
+        pending.clear()
+        yield entry
+
+
+def _as_root(entry: Entry, marks: dict[str, bytes]) -> Entry:
+    """What an ordinary user's process made as root's: in such a place every command believes that it is root."""
+    uid, gid = os.geteuid(), os.getegid()
+    if not uid or OWNER in marks or (entry.uid, entry.gid) != (uid, gid):
+        return entry
+    return replace(entry, uid=0, gid=0)
+
+
+def _mere_copy(entry: Entry, view: Files) -> bool:
+    """Whether a file of the same size and time is that of the layers.
+
+    It was given the mode that it has, or moved away and back. An overlay copies it up, where it is no change either.
+    """
+    if entry.kind not in {Kind.FILE, Kind.SYMLINK}:
+        return False
+    other = view.entry(entry.path)
+    if other is None or (
+        (other.kind, other.mode, other.uid, other.gid, other.size, other.target, other.xattrs)
+        != (entry.kind, entry.mode, entry.uid, entry.gid, entry.size, entry.target, entry.xattrs)
+    ):
+        return False
+    if entry.kind is Kind.SYMLINK:
+        return True
+    content = hashlib.sha256()
+    for piece in chunks(entry):
+        content.update(piece)
+    return content.hexdigest() == view.digest(other)
 
 
 def _scan(root: str, sockets: list[bytes] | None = None) -> dict[bytes, _Stamp]:

@@ -23,6 +23,7 @@ INFO = Command(
 
 _PROGRAMS = {
     "newuidmap": "RUN as an ordinary user, with every id",
+    "proot": "RUN where neither namespaces nor chroot are allowed",
     "git": "contexts and ADD from git repositories",
     "zstd": "base images with layers in zstd",
 }
@@ -74,6 +75,9 @@ def info(given: Given, around: Surroundings) -> int:
     try:
         isolation = choose_isolation()
         facts["tier"], facts["reason"] = isolation.tier, isolation.reason
+        facts["RUN"] = f"by {isolation.mechanism}" if isolation.mechanism else "can not work here"
+        if isolation.hint:
+            facts["for more"] = isolation.hint
     except BuildError as error:
         facts["tier"], facts["reason"] = "none", error.message
     if form == "json":

@@ -77,7 +77,12 @@ BUILD = Command(
         Flag("ulimit", "a limit in RUN", value="NAME=SOFT[:HARD]", many=True),
         Flag("allow", "grant network.host or security.insecure", value="ENTITLEMENT", many=True),
         Flag("ignorefile", "the ignore file (default: <Dockerfile>.dockerignore, .dockerignore)", value="FILE"),
-        Flag("isolation", "the tier of RUN: auto, privileged, rootless, rootless-single", value="TIER"),
+        Flag(
+            "isolation",
+            "where RUN runs: auto, namespaces, chroot, proot; or privileged, rootless, rootless-single",
+            value="TIER",
+        ),
+        Flag("require-isolation", "refuse what isolates less than: namespaces, chroot, proot", value="LEAST"),
         Flag("dry-run", "print the plan and what each instruction comes to; run and write nothing"),
         Flag("call", "tell instead of building: check, outline, targets; with ,format=json as JSON", value="METHOD"),
         Flag("check", "the same as --call=check: look for mistakes, build nothing"),
@@ -138,7 +143,7 @@ def build(given: Given, around: Surroundings) -> int:
         if given.has(name):
             Path(given.one(name)).unlink(missing_ok=True)
     # Entering a user namespace is for a process without threads; the display has one.
-    isolation = choose_isolation(given.one("isolation", "auto"))
+    isolation = choose_isolation(given.one("isolation", "auto"), given.one("require-isolation", ""))
     stop = threading.Event()
     with Stop(stop) as stopped, open_store(given, around.environ) as store:
         from builder.build import build as perform

@@ -26,11 +26,18 @@ def open_store(given: Given, environ: Mapping[str, str]) -> Store:
         raise StoreUnusableError(error) from error
 
 
-def choose_isolation(forced: str = "auto") -> Isolation:
+def choose_isolation(forced: str = "auto", required: str = "") -> Isolation:
     """The tier of this process, which may enter a user namespace for it: before any thread, at most once.
+
+    required: the least that may isolate a RUN, or empty.
 
     Commands that remove snapshots need it too: in a rootless store they belong to subordinate ids.
     """
     from builder.isolation import choose
 
-    return choose(forced)
+    found = choose(forced)
+    if required:
+        from builder.isolation import require
+
+        require(found, required)
+    return found

@@ -6,14 +6,13 @@ The server in builder/sandbox.py does the work. The first RUN starts it, once fo
 from __future__ import annotations
 
 import os
-import resource
-import select
 import socket
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from builder.errors import BuildError, CancelledError, UnsupportedError
+from builder.errors import BuildError, UnsupportedError
+from builder.executors.conversation import Ended, check, converse
 from cache.snapshots import DirectoryRoot, OverlayRoot
 
 if TYPE_CHECKING:
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
     from builder.executors import RunSpec
     from cache.snapshots import Root
-
-# How long a stop may take to be noticed while a command is silent.
-STOP_CHECK_MILLISECONDS = 50
 
 
 class NamespaceExecutor:
@@ -44,13 +40,7 @@ class NamespaceExecutor:
 
     def run(self, spec: RunSpec, output: Callable[[bytes], None], stop: threading.Event) -> int:
         """Run to the end: see `Executor.run`."""
-        if stop.is_set():
-            raise CancelledError("the build was stopped")
-        if not spec.argv:
-            raise BuildError("there is no command to run")
-        for name, _, _ in spec.ulimits:
-            if not hasattr(resource, f"RLIMIT_{name.upper()}"):
-                raise UnsupportedError(f"unknown ulimit {name!r}")
+        check(spec, stop)
         if self._single and (spec.uid or spec.gid):
             raise UnsupportedError(
                 f"user {spec.uid}:{spec.gid} can not be had in tier {self._tier}, which has one id",
@@ -90,56 +80,15 @@ class NamespaceExecutor:
     def _converse(
         self, ours: socket.socket, reading: int, spec: RunSpec, output: Callable[[bytes], None], stop: threading.Event
     ) -> int:
-        from builder import sandbox
-
-        made: tuple[list[str], list[tuple[str, int, int]]] = ([], [])
-        failure: tuple[int, str] | None = None
-        status: int | None = None
-        stopped = False
+        ended = Ended()
         try:
-            try:
-                sandbox.send_frame(ours, self._describe(spec))
-            except OSError as error:
-                raise BuildError(f"the process that starts RUNs has ended: {error}") from error
-            poll = select.poll()
-            poll.register(reading, select.POLLIN)
-            poll.register(ours, select.POLLIN)
-            while status is None:
-                for fd, _ in poll.poll(STOP_CHECK_MILLISECONDS):
-                    if fd == reading:
-                        data = os.read(reading, 1 << 16)
-                        if data:
-                            output(data)
-                        else:
-                            poll.unregister(reading)
-                        continue
-                    match sandbox.receive_frame(ours):
-                        case ("exit", code):
-                            status = code
-                        case ("failed", number, text):
-                            failure = (number, text)
-                        case ("made", paths, times):
-                            made = (paths, times)
-                        case _:
-                            raise BuildError("the process that starts RUNs has ended")
-                if stop.is_set() and not stopped:
-                    stopped = True
-                    ours.shutdown(socket.SHUT_WR)
-            # Every writer is dead by now, so what the pipe holds is all there is.
-            os.set_blocking(reading, False)
-            try:
-                while data := os.read(reading, 1 << 16):
-                    output(data)
-            except BlockingIOError:
-                pass
+            converse(ours, reading, self._describe(spec), output, stop, ended)
         finally:
             if not isinstance(spec.root, OverlayRoot):
-                _remove_mount_points(spec.root.path, *made)
-        if stopped:
-            raise CancelledError("the build was stopped")
-        if failure is not None:
-            raise _failure(self._tier, *failure)
-        return status
+                _remove_mount_points(spec.root.path, ended.made, ended.times)
+        if ended.failure is not None:
+            raise _failure(self._tier, *ended.failure)
+        return ended.status
 
     def _describe(self, spec: RunSpec) -> dict[str, Any]:
         return {

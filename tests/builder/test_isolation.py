@@ -20,10 +20,13 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become
 
 SCRIPT = """
 import sys, os
-from builder.isolation import choose
+from builder.isolation import choose, require
 from builder.errors import UnsupportedError
 try:
-    chosen = choose(sys.argv[1])
+    forced, _, least = sys.argv[1].partition(",")
+    chosen = choose(forced)
+    if least:
+        require(chosen, least)
     print(chosen.tier, chosen.userns, os.geteuid(), sep="|")
     print(chosen.reason)
     print(chosen.hint)
@@ -33,10 +36,12 @@ except UnsupportedError as error:
 """
 
 
-def choose_as(tier: str, forced: str = "auto", *before: str) -> list[str]:
+def choose_as(tier: str, forced: str = "auto", *before: str, path: str | None = None) -> list[str]:
     """What a process of an emulated tier chooses."""
     emulated = [sys.executable, str(TIER), tier, "--"] if tier else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    if path is not None:
+        environment["PATH"] = path
     done = subprocess.run(
         [*emulated, *before, sys.executable, "-c", SCRIPT, forced],
         env=environment, capture_output=True, text=True, check=False,
@@ -87,13 +92,65 @@ def test_root_that_may_not_mount_makes_a_user_namespace() -> None:
 
 @needs_root
 def test_where_nothing_goes_files_still_do() -> None:
-    who, reason, hint, refused = choose_as("hardened")
+    who, reason, hint, refused = choose_as("hardened", path="/nowhere")
     assert who.startswith("hardened|False|")
     assert who != "hardened|False|0"
-    assert "not root" in reason
-    assert "unshare" in reason
+    assert reason.startswith("not root; user namespaces with mounts are refused (unshare: ")
+    assert reason.endswith("; no proot on PATH")
     assert "seccomp" in hint
-    assert refused == f"unsupported|RUN can not work here: {reason}|{hint}"
+    assert refused == f"unsupported|RUN can not work in tier hardened: {reason}|{hint}; or install proot"
+
+
+@needs_root
+@pytest.mark.skipif(not shutil.which("proot"), reason="needs proot")
+@pytest.mark.skipif(not os.stat("/tmp").st_mode & 0o002, reason="proot needs a /tmp that all may write to")
+def test_proot_is_taken_where_nothing_else_goes() -> None:
+    who, reason, hint = choose_as("hardened")
+    assert who.startswith("hardened|False|")
+    assert reason.startswith(f"RUN by {shutil.which('proot')}; not root; ")
+    assert hint
+    assert choose_as("hardened", "proot,proot")[0] == who
+
+
+@needs_root
+def test_a_proot_that_fails_is_not_taken(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "proot").write_text("#!/bin/sh\nexit 5\n")
+    (tmp_path / "proot").chmod(0o755)
+    (line,) = choose_as("hardened", "proot", path=str(tmp_path))
+    assert "proot does not work (status 5" in line or "no proot on PATH" in line
+
+
+@needs_root
+def test_root_in_a_pod_may_chroot() -> None:
+    who, reason, hint = choose_as("pod")
+    assert who == "pod|False|0"
+    assert reason.startswith("root that may chroot; root without the right to mount (unshare: ")
+    assert "user namespaces with mounts are refused" in reason
+    assert "seccomp" in hint
+
+
+@needs_root
+def test_a_chroot_may_be_asked_for() -> None:
+    assert choose_as("", "chroot") == ["pod|False|0", "root that may chroot", ""]
+    (line,) = choose_as("hardened", "chroot")
+    assert line.startswith("unsupported|isolation chroot is not to be had: not root|")
+
+
+@needs_root
+def test_less_than_what_is_required_is_refused() -> None:
+    assert choose_as("pod", "auto,chroot")[0] == "pod|False|0"
+    assert choose_as("", "auto,chroot")[0] == "privileged|False|0"
+    (line,) = choose_as("pod", "auto,namespaces")
+    assert line.startswith(
+        "unsupported|isolation by namespaces is required, and here there is chroot (tier pod): root that"
+    )
+    (line,) = choose_as("hardened", "auto,proot", path="/nowhere")
+    assert line.startswith(
+        "unsupported|isolation by proot is required, and here there is no RUN at all (tier hardened): "
+    )
+    (line,) = choose_as("", "auto,most")
+    assert line == "unsupported|isolation 'most' can not be required|there are: namespaces, chroot, proot"
 
 
 @needs_root
@@ -118,8 +175,8 @@ def test_root_of_a_user_namespace_is_known_as_such() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UnsupportedError, match="'chroot' is not supported") as caught:
-        isolation.choose("chroot")
+    with pytest.raises(UnsupportedError, match="'jail' is not supported") as caught:
+        isolation.choose("jail")
     assert "rootless-single" in caught.value.hint
 
 

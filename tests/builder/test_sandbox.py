@@ -302,15 +302,48 @@ NamespaceExecutor("privileged").run(RunSpec(root, argv, ("PATH=/bin",)), show, t
     )
     with builder:
         assert builder.stdout
-        assert builder.stdout.readline() == "up\n"
-        assert sleepers(mark)
-        builder.send_signal(signal.SIGKILL)
+        try:
+            assert builder.stdout.readline() == "up\n"
+            # The command says so before its children have become what they are to be.
+            for _ in range(500):
+                if len(sleepers(mark)) == 2:
+                    break
+                time.sleep(0.02)
+            assert len(sleepers(mark)) == 2
+        finally:
+            # Otherwise leaving the block would wait for it for ever.
+            builder.send_signal(signal.SIGKILL)
     for _ in range(100):
         if not sleepers(mark):
             break
         time.sleep(0.02)
     assert not sleepers(mark)
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+OUTSIDE = """
+import os, sys
+from builder import sandbox
+os.chdir(sys.argv[1])
+os.chroot(sys.argv[2])
+try:
+    sandbox.enter_folder(".")
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to chroot")
+def test_a_working_directory_outside_the_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "other").mkdir()
+    for place in ("other", "."):
+        done = subprocess.run(
+            [sys.executable, "-c", OUTSIDE, str(tmp_path / place), str(tmp_path / "root")], cwd=HERE.parents[2],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout == "the working directory . is not in the image\n"
 
 
 def sleepers(mark: str) -> list[str]:
@@ -323,3 +356,43 @@ def sleepers(mark: str) -> list[str]:
         if f"sleep\0{mark}\0".encode() in command:
             found.append(path.parent.name)
     return found
+
+
+CONFINED = """
+import os, sys
+from builder import sandbox
+folder = os.open(sys.argv[1], os.O_PATH | os.O_DIRECTORY)
+sandbox.no_new_privileges()
+print(sandbox.confine(folder))
+open(sys.argv[1] + "/inside", "w").write("x")
+os.mkdir(sys.argv[1] + "/d")
+os.rename(sys.argv[1] + "/inside", sys.argv[1] + "/d/moved")
+for act in (
+    lambda: open(sys.argv[2]),
+    lambda: open(sys.argv[2], "w"),
+    lambda: os.listdir("/"),
+    lambda: os.unlink(sys.argv[2]),
+    lambda: os.kill(os.getppid(), 0),
+):
+    try:
+        act()
+        print("allowed")
+    except PermissionError:
+        print("refused")
+"""
+
+
+def test_landlock_confines_to_a_folder(tmp_path: Path) -> None:
+    version = sandbox.landlock_version()
+    if version < 2:
+        pytest.skip("needs Landlock, version 2")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "outside").write_text("x")
+    done = subprocess.run(
+        [sys.executable, "-c", CONFINED, str(tmp_path / "root"), str(tmp_path / "outside")],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    signals = "refused" if version >= 6 else "allowed"
+    assert done.stdout.split() == ["True", "refused", "refused", "refused", "refused", signals]
+    assert (tmp_path / "root/d/moved").read_text() == "x"
+    assert (tmp_path / "outside").read_text() == "x"

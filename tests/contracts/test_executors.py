@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from builder.errors import BuildError, CancelledError, UnsupportedError
 from builder.executors import Bind, Executor, RunSpec, Tmpfs
 from builder.isolation import choose
+from builder.sandbox import landlock_version
 from cache.snapshots import DirectoryRoot, OverlayRoot, Root
 
 if TYPE_CHECKING:
@@ -44,6 +45,71 @@ pytestmark = [
 ]
 
 
+PLAIN = {"pod", "hardened"}
+"""The tiers whose roots are plain directories, and in which nothing can be mounted."""
+
+NOT_PROMISED = {
+    "pod": {
+        "test_standard_input_is_at_its_end": "there is no /proc to look in",
+        "test_mask_and_session_are_its_own": "processes are numbered by the container",
+        "test_signals_have_their_default_effects": "there is no /proc to look in",
+        "test_only_standard_descriptors": "there is no /proc to look in",
+        "test_sees_no_other_process": "there is no /proc to look in",
+        "test_hostname": "the host name is the container's",
+        "test_memory_of_processes_is_not_dumped_elsewhere": "there is no /proc",
+        "test_another_user": "looks into /proc",
+        "test_another_user_may_open_its_output_again": "/dev/stdout needs /proc",
+        "test_read_only": "read-only mounts are copies",
+        "test_tmpfs": "sizes are no limits",
+        "test_files": "files are copies, and writing to them is lost",
+        "test_shared_memory_size": "sizes are no limits",
+        "test_capabilities_are_dockers": "there is no /proc to look in",
+        "test_insecure_has_all_of_them": "refused",
+        "test_no_network": "refused",
+        "test_network_of_the_host": "looks into /sys",
+        "test_nothing_of_the_host_is_in_sight": "there is no /proc to look in",
+        "test_cgroups_of_others_are_not_shown": "there is no /proc",
+        "test_interpreter_of_the_server_can_not_be_written": "there is no /proc",
+        "test_part_of_another_root": "read-only mounts are copies",
+    },
+}
+"""Per tier the tests of what it does not promise, and why."""
+_NEEDLESS = {
+    "test_standard_input_is_at_its_end",
+    "test_signals_have_their_default_effects",
+    "test_another_user_may_open_its_output_again",
+}
+NOT_PROMISED["hardened"] = {
+    **{name: reason for name, reason in NOT_PROMISED["pod"].items() if name not in _NEEDLESS},
+    "test_environment_is_what_was_given": "proot adds PWD",
+    "test_only_standard_descriptors": "proot's own are seen",
+    "test_script_without_interpreter_line": "proot gives it to a shell",
+    "test_sees_no_other_process": "/proc is the machine's",
+    "test_memory_of_processes_is_not_dumped_elsewhere": "/proc is the machine's",
+    "test_another_user": "the other id is faked",
+    "test_owners_can_be_changed": "owners are faked",
+    "test_refused": "what is refused is the machine's to say",
+    "test_masked": "/proc is the machine's",
+    "test_cgroups_of_others_are_not_shown": "/proc is the machine's",
+    "test_leaving_by_chroot_stays_inside": "proot knows no second root",
+}
+
+
+@pytest.fixture(autouse=True)
+def _promised(request: pytest.FixtureRequest) -> None:
+    reason = NOT_PROMISED.get(ASKED, {}).get(request.node.originalname)
+    if reason:
+        pytest.skip(f"not promised in tier {ASKED}: {reason}")
+
+
+class CopiedRoot(DirectoryRoot, frozen=True):
+    """A working copy that tests prepare and look at as they do with an overlay's upper directory."""
+
+    @property
+    def upper(self) -> Path:
+        return self.path
+
+
 @dataclass
 class Ground:
     """An executor, and the roots that its commands run in."""
@@ -53,9 +119,15 @@ class Ground:
     folder: Path
     made: int = field(default=0)
 
-    def overlay(self, *above: str) -> OverlayRoot:
-        """A fresh overlay on the base; `above` are further lowers, topmost first."""
+    def overlay(self, *above: str) -> OverlayRoot | CopiedRoot:
+        """A fresh overlay on the base; `above` are further lowers, topmost first. A copy where nothing is mounted."""
         self.made += 1
+        if self.executor.tier in PLAIN:
+            path = self.folder / f"run{self.made}" / "root"
+            for name in ("base", *reversed(above)):
+                copy_tree(self.folder / "layers" / name, path)
+            BEFORE[path] = scan(path)
+            return CopiedRoot(path)
         place = self.folder / f"run{self.made}"
         for name in ("upper", "work"):
             (place / name).mkdir(parents=True)
@@ -94,14 +166,35 @@ class Ground:
         return text.rstrip("\n")
 
 
-def changed(root: OverlayRoot) -> list[str]:
+BEFORE: dict[Path, dict[str, tuple[object, ...]]] = {}
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+
+
+def scan(root: Path) -> dict[str, tuple[object, ...]]:
+    found = {}
+    for path in root.rglob("*"):
+        status = path.lstat()
+        kind = () if stat.S_ISDIR(status.st_mode) else (status.st_ino, status.st_size)
+        found[str(path.relative_to(root))] = (status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, *kind)
+    return found
+
+
+def changed(root: OverlayRoot | CopiedRoot) -> list[str]:
+    """What is in the upper directory; of a copy, what differs and the directories on the way, as there."""
+    if isinstance(root, CopiedRoot):
+        before, after = BEFORE[root.path], scan(root.path)
+        names = {Path(name) for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        return sorted({str(part) for name in names for part in (name, *name.parents)} - {"."})
     return sorted(str(path.relative_to(root.upper)) for path in root.upper.rglob("*"))
 
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     if ASKED:
-        isolation = choose(ASKED)
+        isolation = choose({"pod": "chroot", "hardened": "proot"}.get(ASKED, ASKED))
     else:
         # In a process of its own: forking for a trial is not for a test runner with threads.
         script = "from builder.isolation import choose; choose('privileged')"
@@ -130,10 +223,12 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 
 
 @pytest.mark.skipif(bool(ASKED), reason="this is the suite elsewhere")
-@pytest.mark.parametrize("tier", ["rootless", "rootless-single"])
+@pytest.mark.parametrize("tier", ["rootless", "rootless-single", "pod", "hardened"])
 def test_the_suite_elsewhere(tier: str) -> None:
     if tier == "rootless" and not shutil.which("newuidmap"):
         pytest.skip("needs newuidmap (package uidmap)")
+    if tier == "hardened" and not (shutil.which("proot") and os.stat("/tmp").st_mode & 0o002):
+        pytest.skip("needs proot, which needs a /tmp that all may write to")
     started = [sys.executable, str(HERE.parents[1] / "tiers" / "tier.py"), tier, "--", sys.executable]
     reach = subprocess.run([*started, "-c", "import pytest"], capture_output=True, text=True, check=False)
     if reach.returncode:
@@ -307,7 +402,7 @@ class TestUsers:
 
     def test_devices(self, ground: Ground) -> None:
         status, _ = ground.run("mknod /d c 1 3")
-        assert status == (1 if ground.executor.tier == "rootless" else 0)
+        assert status == (1 if ground.executor.tier in {"rootless", "pod"} else 0)
         assert ground.says("mkfifo /p && stat -c %F /p") == "fifo"
 
 
@@ -325,7 +420,7 @@ class TestFiles:
         changes = {"binds": mounts, "tmpfs": (Tmpfs("/t/t"),), "files": (("/run/secrets/s", b"x", 0o400, 0, 0),)}
         ground.says(f"{script}; ls /deep/er/bind /t/t", root=root, hosts=b"h", resolv_conf=b"r", **changes)
         assert changed(root) == []
-        assert sorted(os.listdir(root.upper.parent)) == ["upper", "work"]
+        assert sorted(os.listdir(root.upper.parent)) in (["upper", "work"], ["root"])
 
     def test_folders_of_mount_points_look_as_before(self, ground: Ground) -> None:
         if not ground.made or not (ground.folder / "layers" / "odd").exists():
@@ -363,7 +458,7 @@ class TestFiles:
 
     def test_resolver_that_is_a_dangling_link(self, ground: Ground) -> None:
         root = ground.overlay()
-        (root.upper / "etc").mkdir()
+        (root.upper / "etc").mkdir(exist_ok=True)
         (root.upper / "etc/resolv.conf").symlink_to("../run/systemd/stub.conf")
         assert ground.says("cat /etc/resolv.conf", root=root, resolv_conf=b"r\n") == "r"
         assert changed(root) == ["etc", "etc/resolv.conf"]
@@ -376,6 +471,8 @@ class TestFiles:
         assert ground.says("ls / | grep -c '^0'; cat /000000000000000000000077", root=root) == f"120\n{119:024x}"
 
     def test_root_of_no_layers(self, ground: Ground) -> None:
+        if ground.executor.tier in PLAIN:
+            pytest.skip("about overlays")
         root = replace(ground.overlay(), lowers=())
         (root.upper / "busybox").write_bytes(BUSYBOX.read_bytes())
         (root.upper / "busybox").chmod(0o755)
@@ -523,6 +620,8 @@ class TestConfinement:
         ],
     )
     def test_refused(self, ground: Ground, script: str) -> None:
+        if ground.executor.tier in PLAIN and ("/proc" in script or "/sys" in script):
+            pytest.skip("these are empty directories, and nothing of the machine's")
         assert ground.run(script)[0] != 0
 
     def test_masked(self, ground: Ground) -> None:
@@ -579,6 +678,130 @@ class TestConfinement:
         outside = sorted(os.listdir("/sys/class/net"))
         inside = ground.says("ip -o link | cut -d: -f2 | tr -d ' '", network="host").split()
         assert sorted(name.split("@")[0] for name in inside) == outside
+
+
+class TestWithoutMounts:
+    """What the tiers without mounts promise instead."""
+
+    @pytest.fixture(autouse=True)
+    def _plain(self) -> None:
+        if ASKED not in PLAIN:
+            pytest.skip("about the tiers without mounts")
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "source"
+        (folder / "sub").mkdir(parents=True)
+        (folder / "f").write_text("original\n")
+        (folder / "sub/gone").write_text("x")
+        return folder
+
+    def test_another_user(self, ground: Ground) -> None:
+        assert ground.says("id -u; id -g", uid=1000, gid=100) == "1000\n100"
+        if ASKED == "pod":
+            text = ground.says("id -G; touch /tmp/x; stat -c %u:%g /tmp/x", uid=1000, gid=100, groups=(7, 8))
+            assert text == "100 7 8\n1000:100"
+            assert ground.run("touch /x", uid=1000, gid=100)[0] == 1
+
+    def test_read_only_mounts_keep_their_originals(self, ground: Ground, source: Path) -> None:
+        root = ground.overlay()
+        binds = (Bind(source, "/m"), Bind(source / "f", "/one/file"))
+        ground.says("cat /m/f /one/file; echo x > /m/f; rm -r /m/sub; echo y > /one/file", root=root, binds=binds)
+        assert (source / "f").read_text() == "original\n"
+        assert (source / "sub/gone").exists()
+        assert changed(root) == []
+
+    @pytest.mark.parametrize("status", [0, 3])
+    def test_changes_of_writable_mounts_are_kept(self, ground: Ground, source: Path, status: int) -> None:
+        root = ground.overlay()
+        script = f"echo new > /m/f; rm -r /m/sub; mkdir /m/d; ln -s f /m/d/l; ln /m/f /m/d/h; exit {status}"
+        assert ground.run(script, root=root, binds=(Bind(source, "/m", readonly=False),)) == (status, "")
+        assert sorted(str(path.relative_to(source)) for path in source.rglob("*")) == ["d", "d/h", "d/l", "f"]
+        assert (source / "d/h").read_text() == "new\n"
+        assert changed(root) == []
+
+    def test_writable_mount_that_became_a_link(self, ground: Ground, source: Path, tmp_path: Path) -> None:
+        (tmp_path / "outside").mkdir()
+        (tmp_path / "outside/secret").write_text("s")
+        script = f"rm -r /m; ln -s {tmp_path}/outside /m"
+        root = ground.overlay()
+        ground.says(script, root=root, binds=(Bind(source, "/m", readonly=False),))
+        assert list(source.iterdir()) == []
+        assert (tmp_path / "outside/secret").exists()
+        assert changed(root) == []
+
+    def test_parents_that_became_links(self, ground: Ground, source: Path, tmp_path: Path) -> None:
+        (tmp_path / "outside/b").mkdir(parents=True)
+        (tmp_path / "outside/b/kept").write_text("k")
+        root = ground.overlay()
+        ground.says(f"mv /a /c; ln -s {tmp_path}/outside /a", root=root, binds=(Bind(source, "/a/b"),))
+        assert (tmp_path / "outside/b/kept").exists()
+        assert "c/b" not in changed(root)
+
+    @pytest.mark.parametrize("script", ["mv /run/s /kept", "ln /run/s /kept"])
+    def test_secrets_are_not_kept_by_moving_them(self, ground: Ground, script: str) -> None:
+        root = ground.overlay()
+        with pytest.raises(BuildError, match="moved or linked s"):
+            ground.run(script, root=root, files=(("/run/s", b"not to be kept", 0o400, 0, 0),))
+        assert not any(path.is_file() and b"not to be kept" in path.read_bytes() for path in root.upper.rglob("*"))
+
+    def test_tmpfs_and_files(self, ground: Ground) -> None:
+        root = ground.overlay()
+        files = (("/run/secrets/key", b"hidden", 0o400, 0, 0), ("/scripts/s", b"#!/bin/sh\necho ran\n", 0o755, 0, 0))
+        script = "stat -c '%a %u' /t; touch /t/x /dev/shm/y; cat /run/secrets/key; /scripts/s"
+        text = ground.says(script, root=root, files=files, tmpfs=(Tmpfs("/t", mode=0o1770),))
+        assert text == "1770 0\nhiddenran"
+        assert changed(root) == []
+
+    def test_what_was_there_comes_back(self, ground: Ground) -> None:
+        root = ground.overlay()
+        (root.upper / "etc/hosts").write_text("image's\n")
+        (root.upper / "dev").mkdir()
+        (root.upper / "dev/theirs").write_text("x")
+        BEFORE[root.upper] = scan(root.upper)
+        assert (
+            ground.says("cat /etc/hosts; echo y > /etc/hosts; ls /dev/theirs || true", root=root, hosts=b"h\n")[:2]
+            == "h\n"
+        )
+        assert changed(root) == []
+        assert (root.upper / "etc/hosts").read_text() == "image's\n"
+
+    @pytest.mark.parametrize("changes", [{"network": "none"}, {"insecure": True}])
+    def test_what_can_not_be_had(self, ground: Ground, changes: dict[str, Any]) -> None:
+        with pytest.raises(UnsupportedError, match=f"can not be had in tier {ASKED}"):
+            ground.run("true", **changes)
+
+    def test_other_processes_are_out_of_reach(self, ground: Ground) -> None:
+        if ASKED != "pod" or landlock_version() < 6:
+            pytest.skip("needs Landlock, version 6, and the pod tier")
+        assert ground.run("kill -9 $PPID")[0] != 0
+        assert ground.run(f"kill -0 {os.getpid()}")[0] != 0
+
+    def test_builder_that_ends_takes_its_run_along(self, ground: Ground, tmp_path: Path) -> None:
+        root = ground.overlay()
+        mark = f"{time.time_ns() % 100000 + 200000}"
+        script = """
+import sys, threading
+from pathlib import Path
+from builder.isolation import Isolation
+from builder.executors import RunSpec
+from cache.snapshots import DirectoryRoot
+spec = RunSpec(root=DirectoryRoot(Path(sys.argv[1])), argv=("/bin/sh", "-c", sys.argv[2]), env=("PATH=/bin",))
+executor = Isolation(sys.argv[3], "", proot=sys.argv[4]).executor()
+executor.run(spec, lambda data: print(data, flush=True), threading.Event())
+"""
+        command = f"(setsid sleep {mark} &) ; echo up; sleep {mark}"
+        words = [sys.executable, "-c", script, str(root.upper), command, ASKED, shutil.which("proot") or ""]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=HERE.parents[2]) as builder:
+            assert builder.stdout is not None
+            builder.stdout.readline()
+            builder.kill()
+        for _ in range(100):
+            commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+            if not any(f"sleep\0{mark}".encode() in command for command in commands):
+                return
+            time.sleep(0.05)
+        pytest.fail("the command outlived the builder")
 
 
 class TestManyAtOnce:
