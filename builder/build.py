@@ -86,7 +86,7 @@ def build(
             for reference in references:
                 store.tag(reference, image.id)
         if remotes is not None and request.cache_to:
-            _finish(remotes, request, report)
+            _finish(remotes, request, report, stop)
     steps, cached = engine.counts()
     result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
     report(BuildFinished(result))
@@ -146,11 +146,12 @@ def _carried_out(
             return engine
 
 
-def _finish(remotes: Remotes, request: BuildRequest, report: Reporter) -> None:
-    """Wait until the caches have got what they were offered."""
+def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: threading.Event) -> None:
+    """Wait until the caches have got what they were offered, and what lies in cache mounts."""
     what = "cache " + ", ".join(dict.fromkeys(place.place or place.type for place in request.cache_to))
     report(ExportStarted(what))
     started = time.monotonic()
+    remotes.save(stop.is_set)
     remotes.finish()
     report(ExportFinished(what, time.monotonic() - started, remotes.traffic.sent))
 

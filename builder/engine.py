@@ -616,6 +616,7 @@ class Engine:
                     self._work.supplies,
                     self._view,
                     self._work.epoch,
+                    self._remotes,
                 )
             return self._made_runner
 

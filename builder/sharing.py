@@ -34,12 +34,15 @@ def open_caches(request: BuildRequest, store: Store, report: Reporter) -> Remote
     def shelf(place: CachePlace) -> Shelf:
         return shelves.setdefault((place.type, place.place), Directory(Path(place.place)))
 
-    targets = [Target(shelf(place), place.mode, place.required) for place in request.cache_to]
+    targets = [
+        Target(shelf(place), place.mode, place.required, place.mounts_max if place.mounts else None)
+        for place in request.cache_to
+    ]
     made = {place.place for place in request.cache_to}
     sources = []
     for place in request.cache_from:
         if place.type == "local" and place.place not in made and not Path(place.place).is_dir():
             warn(f"--cache-from: there is no folder {place.place}; nothing is taken from it")
         else:
-            sources.append(Steps(shelf(place)))
+            sources.append(Steps(shelf(place), mounts=place.mounts))
     return Remotes(store, sources, targets, warn)

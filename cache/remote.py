@@ -41,9 +41,12 @@ from cache.shelves import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
+    from cache.disk import Dialect
     from cache.entries import Entry
     from cache.index import Part
+    from cache.mounts import Folder
     from cache.oci import Layer
     from cache.shelves import Shelf
     from cache.store import Store
@@ -67,6 +70,8 @@ _LONG_AGO = 600.0
 
 _POLL = (0.1, 1.0)
 _WORKERS = 3
+_PATIENCE = 10.0
+"""Seconds to wait for a cache mount that another build has for itself."""
 _LISTING_LIMIT = 256 << 20
 _PARTS_LIMIT = 64 << 20
 
@@ -100,12 +105,14 @@ class Source(Protocol):
 class Target(Struct, frozen=True):
     """A shelf that records are put on. mode: max for every step, min for those that the built image consists of.
 
-    required: that it can not be written is an error of the build.
+    required: that it can not be written is an error of the build. mounts: the folders of cache mounts are put there,
+    too, in no more than so many bytes; None for not.
     """
 
     shelf: Shelf
     mode: Literal["min", "max"] = "max"
     required: bool = False
+    mounts: int | None = None
 
     def takes(self, *, final: bool) -> bool:
         """Whether a step is put there. final: the built image consists of it."""
@@ -113,10 +120,11 @@ class Target(Struct, frozen=True):
 
 
 class Steps:
-    """The records of a shelf, as a `Source`."""
+    """The records of a shelf, as a `Source`. mounts: folders of cache mounts are taken from it, too."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: Shelf, *, mounts: bool = False) -> None:
         self.shelf = shelf
+        self.mounts = mounts
 
     @property
     def title(self) -> str:
@@ -200,6 +208,9 @@ class Remotes:
         self._lost: set[str] = set()
         self._refusal: StoreError | None = None
         self._told: set[str] = set()
+        self._mounted: dict[str, Path] = {}
+        self._restored: dict[tuple[str, Shelf], Folder] = {}
+        self._asked: set[str] = set()
         self._workers = _Workers(_WORKERS)
         shared = [s for s in sources if isinstance(s, Steps) and any(s.shelf is t.shelf for t in targets)]
         self._claims = Claims(shared[0].shelf) if shared else None
@@ -453,6 +464,67 @@ class Remotes:
             if self._claims is not None and self._claims.shelf is shelf:
                 self._claims.done(record.key)
 
+    # ------------------------------------------------------------ cache mounts
+
+    def fill(self, identity: str, place: Path, dialect: Dialect) -> bool:
+        """Lay out the folder of a cache mount in the empty directory `place`, where a source has it.
+
+        A folder is looked for once in a build.
+        """
+        with self._lock:
+            if identity in self._asked:
+                return False
+            self._asked.add(identity)
+            sources = [source for source in self._sources if isinstance(source, Steps) and source.mounts]
+        if not sources:
+            return False
+        from cache import mounts
+
+        for source in sources:
+            try:
+                found = mounts.look(source.shelf, identity)
+                if found is not None:
+                    fetched = mounts.restore(source.shelf, found, place, dialect, self._store)
+                    with self._lock:
+                        self.traffic.fetched += fetched
+                        self._restored[identity, source.shelf] = found
+                    return True
+            except StoreError as error:
+                self._tell(f"{source.title}: the cache mount {identity} can not be had: {error.message}; it is empty")
+        return False
+
+    def mounted(self, identity: str, place: Path) -> None:
+        """A RUN has had this folder as its cache mount, to write to: `save` is to save it."""
+        with self._lock:
+            self._mounted[identity] = place
+
+    def save(self, stop: Callable[[], bool]) -> None:
+        """Put the folders of cache mounts that were written to on all shelves that take them. stop: whether to end."""
+        takers = [target for target in self._targets if target.mounts is not None]
+        if not takers or not self._mounted:
+            return
+        from cache import mounts
+
+        for target in takers:
+            left = target.mounts or 0
+            for identity, place in sorted(self._mounted.items()):
+                try:
+                    with _held(place, stop) as free:
+                        if not free:
+                            self._tell(f"the cache mount {identity} is not saved: another build is using it")
+                            continue
+                        known = self._restored.get((identity, target.shelf))
+                        saved = mounts.save(
+                            target.shelf, identity, place, self._store, limit=left, known=known, stop=stop
+                        )
+                except (OSError, StoreError) as error:
+                    reason = error.message if isinstance(error, StoreError) else error.strerror
+                    self._tell(f"the cache mount {identity} is not saved in {target.shelf.title}: {reason}")
+                    continue
+                left -= saved.size
+                with self._lock:
+                    self.traffic.sent += saved.sent
+
     def _is_there(self, shelf: Shelf, record: Record) -> bool:
         try:
             return Steps(shelf).find(record.key) is not None
@@ -628,6 +700,29 @@ class _Workers:
             finally:
                 self._queue.task_done()
         self._queue.task_done()
+
+
+@contextmanager
+def _held(place: Path, stop: Callable[[], bool]) -> Iterator[bool]:
+    """Keep a cache mount's folder from being held by a RUN alone; False where one does, for some seconds."""
+    import fcntl
+
+    lock = os.open(f"{place.parent}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if stop() or time.monotonic() > until:
+                    yield False
+                    return
+                time.sleep(_POLL[0])
+            else:
+                yield True
+                return
+    finally:
+        os.close(lock)
 
 
 def _gzipped(data: bytes) -> bytes:

@@ -384,3 +384,85 @@ def test_what_the_flags_do_not_understand(text: str, flag: str, said: str) -> No
 def test_what_the_flags_can_not_do(text: str) -> None:
     with pytest.raises(UnsupportedError):
         places(text)
+
+
+# ---------------------------------------------------------------- cache mounts
+
+MOUNTED = (
+    "FROM base\nARG V=1\n"
+    "RUN --mount=type=cache,id=pip,target=/c,uid=1000 ls /c; cat /c/dir/old 2>/dev/null; mkdir -p /c/dir; "
+    "echo $V > /c/dir/v$V; chmod 640 /c/dir/v$V; echo kept > /c/dir/old\n"
+)
+
+
+def test_a_fresh_machine_gets_its_cache_mounts_back(machines: list[Machine], shelf: Path) -> None:
+    needs_run()
+    first, second, third = machines
+    assert first.build(MOUNTED, {}, to(shelf)).output == ""
+    # Nothing is restored for a step that is in the cache.
+    done = second.build(MOUNTED, {}, of(shelf), to(shelf))
+    assert done.steps[0].cached
+    assert not list((second.root / "mounts").glob("*/data"))
+    done = second.build(MOUNTED, {}, of(shelf), to(shelf), "--build-arg=V=2")
+    assert done.output == "dir\nkept\n"
+    place = next((second.root / "mounts").glob("*/data"))
+    assert sorted(path.name for path in (place / "dir").iterdir()) == ["old", "v1", "v2"]
+    assert (place / "dir/v1").stat().st_mode & 0o777 == 0o640
+    assert place.stat().st_uid == 1000
+    done = third.build(MOUNTED, {}, of(shelf), "--build-arg=V=3")
+    assert done.output == "dir\nkept\n"
+    assert next((third.root / "mounts").glob("*/data/dir/v2")).read_text() == "2\n"
+
+
+def test_a_folder_that_is_there_is_not_touched_but_an_empty_one_is(machines: list[Machine], shelf: Path) -> None:
+    needs_run()
+    first, second, third = machines
+    first.build(MOUNTED, {}, to(shelf))
+    second.build("FROM base\nRUN --mount=type=cache,id=pip,target=/c echo own > /c/own\n")
+    assert second.build(MOUNTED, {}, of(shelf), "--build-arg=V=2").output == "own\n"
+    third.build("FROM base\nRUN --mount=type=cache,id=pip,target=/c true\n")
+    assert third.build(MOUNTED, {}, of(shelf), "--build-arg=V=2").output == "dir\nkept\n"
+
+
+def test_mounts_can_be_left_out(machines: list[Machine], shelf: Path) -> None:
+    needs_run()
+    first, second, third = machines
+    first.build(MOUNTED, {}, to(shelf, ",mounts=false"))
+    assert not list(shelf.glob("sheets/mount-*"))
+    first.build(MOUNTED, {}, to(shelf), "--no-cache")
+    assert list(shelf.glob("sheets/mount-*"))
+    assert second.build(MOUNTED, {}, of(shelf, ",mounts=false"), "--build-arg=V=2").output == ""
+    done = third.build(MOUNTED, {}, to(shelf.with_name("small"), ",mounts-max=1"))
+    assert warnings(done) == []
+    assert not [line for line in shelf.with_name("small").glob("sheets/mount-*") if b'"packs":[{' in line.read_bytes()]
+
+
+def test_a_damaged_mount_is_warned_of_and_empty(machines: list[Machine], shelf: Path) -> None:
+    needs_run()
+    first, second, _ = machines
+    first.build(MOUNTED, {}, to(shelf))
+    sheet = json.loads(next(shelf.glob("sheets/mount-*")).read_text())
+    (shelf / "blobs" / sheet["layers"][-1]["digest"].replace(":", "/")).write_bytes(b"x")
+    done = second.build(MOUNTED, {}, of(shelf), "--build-arg=V=2")
+    assert done.output == ""
+    assert [message for message in warnings(done) if "the cache mount pip can not be had" in message]
+
+
+def test_a_mount_that_another_build_has_for_itself_is_not_waited_for_long(
+    machines: list[Machine], shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_run()
+    monkeypatch.setattr("cache.remote._PATIENCE", 0.2)
+    first = machines[0]
+    first.build(MOUNTED, {})
+    lock = next((first.root / "mounts").glob("*.lock"))
+    import fcntl
+
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        done = first.build(MOUNTED, {}, to(shelf), "--build-arg=V=2")
+        assert warnings(done) == []
+    text = MOUNTED.replace("id=pip", "id=pip,sharing=private")
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert warnings(first.build(text, {}, to(shelf), "--build-arg=V=3")) == []
