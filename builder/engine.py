@@ -8,7 +8,9 @@ is the language's own meaning.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +23,8 @@ from builder.errors import BuildError, CancelledError
 from builder.events import StepFailed, StepFinished, StepMissed, StepOutput, StepStarted, TierChosen
 from builder.handlers import files as file_steps
 from builder.handlers import run as run_steps
+from builder.handlers.base import DEFAULT_SHELL
+from builder.handlers.expansion import looks_secret
 from builder.model import (
     BindMount,
     CacheUse,
@@ -36,8 +40,9 @@ from builder.model import (
 )
 from cache.claims import Claim
 from cache.errors import LostError, StoreError
-from cache.index import Fate, Index, Record, Why, key
+from cache.index import Fate, Index, Place, Record, key
 from cache.oci import MAX_LAYERS, canonical, chain_ids, digest_of
+from cache.reasons import Why
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -122,7 +127,8 @@ class StageRun(Struct):
     """A stage while it is built. `done` is set when it ended, one way or the other.
 
     base: the config it stands on. dirty: some step was not in the cache. far: some step came from a cache elsewhere.
-    parent: the last intermediate image.
+    parent: the last intermediate image. changed: the last step that was not in the cache, of this stage or of those
+    that it stands on.
     """
 
     work: StageWork
@@ -135,6 +141,7 @@ class StageRun(Struct):
     dirty: bool = False
     far: bool = False
     parent: Digest | None = None
+    changed: str = ""
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -168,6 +175,9 @@ class Engine:
         self._lock = threading.Lock()
         self._made_runner: Runner | None = None
         self._fates: dict[int, Fate] = {}
+        self._titles = frozenset(
+            lowered.title for stage in work.stages for lowered in stage.lowered if lowered.step is not None
+        )
 
     # ------------------------------------------------------------ stages
 
@@ -235,6 +245,7 @@ class Engine:
         below = stage.work.plan.base.stage
         if below is not None:
             other = self._stages[below]
+            stage.changed = other.changed
             return other.config, other.layers
         if stage.work.base is None:
             return None, ()
@@ -339,7 +350,7 @@ class Engine:
         try:
             parts, hidden = self._parts(stage, lowered)
             identity = key(parts, hidden=hidden)
-            place = f"{self._work.contexts.name} {stage.work.plan.title} {stage.steps}"
+            place = self._place(stage, lowered)
             fresh = self._is_fresh(stage, lowered)
             record, why = (None, Why("no cache")) if fresh else self._lookup(stage, identity, place, parts)
             hit = record is not None
@@ -367,6 +378,8 @@ class Engine:
                                 record = self._perform(stage, lowered, number, identity, started)
                                 record = self._keep(stage, record, parts, place, fresh)
                                 stage.dirty = True
+                                if record.layer is not None:
+                                    stage.changed = f"[{stage.work.plan.title} {stage.steps + 1}/{stage.work.total}]"
                                 self._offer(stage, record, parts, place, anew=True)
                 if hit:
                     self._fates[number] = replace(self._fates[number], cached=True, reason="", changes=())
@@ -404,7 +417,18 @@ class Engine:
         own = lowered.source is None or lowered.source.name == self._work.contexts.source.name
         return bool(line) and own and lowered.instruction.span.line >= line
 
-    def _lookup(self, stage: StageRun, identity: str, place: str, parts: list[Part]) -> tuple[Record | None, Why]:
+    def _place(self, stage: StageRun, lowered: Lowered) -> Callable[[], Place]:
+        """What makes, once it is wanted, what is known of a step beside its key."""
+
+        @functools.cache
+        def make() -> Place:
+            return place_of(stage, lowered, self._work, self._titles)
+
+        return make
+
+    def _lookup(
+        self, stage: StageRun, identity: str, place: Callable[[], Place], parts: list[Part]
+    ) -> tuple[Record | None, Why]:
         """The record of a step, here or elsewhere, or why there is none that may be used."""
         oldest = self._work.cache.oldest
         age = 0.0
@@ -417,26 +441,30 @@ class Engine:
             record = found.record
         if record is not None and oldest is not None:
             return None, Why(f"made {_span(age)} ago, more than {_span(oldest)}")
-        return None, self._index.why(place, parts, identity)
+        return None, self._index.why(place(), parts, identity)
 
-    def _taken(self, stage: StageRun, found: Found, parts: list[Part], place: str) -> Record:
+    def _taken(self, stage: StageRun, found: Found, parts: list[Part], place: Callable[[], Place]) -> Record:
         """A record that lies elsewhere; the store's own index has it as soon as the store has its layer."""
         assert self._remotes is not None
         stage.far = True
         record, written = found.record, found.written
-        self._remotes.on_arrival(found, lambda: self._index.record(record, parts, place, written))
+        self._remotes.on_arrival(found, lambda: self._index.record(record, parts, place(), written))
         return record
 
-    def _keep(self, stage: StageRun, record: Record, parts: list[Part], place: str, fresh: bool) -> Record:
+    def _keep(
+        self, stage: StageRun, record: Record, parts: list[Part], place: Callable[[], Place], fresh: bool
+    ) -> Record:
         """Keep what was just done. Where another machine was quicker, its record is the one that counts for all."""
         if self._remotes is not None and not fresh:
             found = self._remotes.earlier(record.key)
             if found is not None and found.record.layer != record.layer:
                 return self._taken(stage, found, parts, place)
-        self._index.record(record, parts, place)
+        self._index.record(record, parts, place())
         return record
 
-    def _offer(self, stage: StageRun, record: Record, parts: list[Part], place: str, *, anew: bool = False) -> None:
+    def _offer(
+        self, stage: StageRun, record: Record, parts: list[Part], place: Callable[[], Place], *, anew: bool = False
+    ) -> None:
         """Have the record in the caches that this build is to fill."""
         if self._remotes is not None:
             written = time.time() - self._index.age(record.key)
@@ -619,6 +647,48 @@ class Engine:
                     self._remotes,
                 )
             return self._made_runner
+
+
+def place_of(stage: StageRun, lowered: Lowered, work: Work, titles: frozenset[str]) -> Place:
+    """What is known of a step beside its key, in the words of the build file and without secrets."""
+    before = stage.made[-1].lowered.state if stage.made else stage.work.first
+    step = lowered.step
+    notes: list[Part] = []
+    names = []
+    if isinstance(step, RunStep):
+        declared = {name for name, _ in before.args}
+        for line in step.env:
+            name = line.partition("=")[0]
+            names.append((f"env {name}", f"{'ARG' if name in declared else 'ENV'} {name}"))
+        if step.argv[:-1] == (before.config.shell or DEFAULT_SHELL):
+            names.append((f"argv {len(step.argv) - 1}", "command"))
+    else:
+        values = dict(before.environment)
+        declared = {name for name, _ in before.args}
+        notes += [
+            (f"{'ARG' if name in declared else 'ENV'} {name}", values[name])
+            for name in dict.fromkeys(_VARIABLE.findall(lowered.title))
+            if name in values and not looks_secret(name)
+        ]
+    base = stage.work.base
+    if base is not None:
+        chain = chain_ids(tuple(layer.diff_id for layer in base.layers))
+        notes += [("base", f"{base.name}@{base.digest}"), ("base layers", chain[-1] if chain else "")]
+    above = [made.lowered.title for made in stage.made if made.lowered.step is not None]
+    notes.append(("after", above[-1] if above else "the base"))
+    return Place(
+        work.contexts.name,
+        stage.work.plan.title,
+        stage.steps,
+        lowered.title,
+        tuple(notes),
+        titles,
+        tuple(names),
+        stage.changed,
+    )
+
+
+_VARIABLE = re.compile(r"\$\{?(\w+)")
 
 
 def _span(seconds: float) -> str:

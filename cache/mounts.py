@@ -26,11 +26,12 @@ from msgspec.structs import replace
 
 from cache import listings
 from cache.compression import GZIP
-from cache.disk import apply, entry_of, remove_tree
+from cache.disk import apply, entry_of
 from cache.entries import Entry, FileContent, Kind
 from cache.errors import CorruptError, StoreError
 from cache.layers import pack, read
 from cache.oci import LAYER_GZIP, Descriptor, Digest, Manifest, digest_of
+from cache.removal import remove_tree
 from cache.shelves import read_small
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from cache.disk import Dialect
     from cache.entries import Entry
-    from cache.index import Part
+    from cache.index import Part, Place
     from cache.mounts import Folder
     from cache.oci import Layer
     from cache.shelves import Shelf
@@ -409,12 +409,19 @@ class Remotes:
     # ------------------------------------------------------------ giving
 
     def offer(
-        self, record: Record, parts: Sequence[Part], place: str, *, final: bool, written: float, anew: bool = False
+        self,
+        record: Record,
+        parts: Sequence[Part],
+        place: Callable[[], Place],
+        *,
+        final: bool,
+        written: float,
+        anew: bool = False,
     ) -> None:
         """Have a step's record and its layer on every shelf that takes it, soon.
 
-        place: as `Index.record` has it. final: the built image consists of the step. anew: it was done just now, so
-        that a record of it that is there gives way.
+        place: makes what `Index.record` is given. final: the built image consists of the step. anew: it was done just
+        now, so that a record of it that is there gives way.
         """
         with self._lock:
             found = self._found.get(record.key)
@@ -431,7 +438,14 @@ class Remotes:
             self._claims.free(record.key)
 
     def _send(
-        self, target: Target, record: Record, parts: Sequence[Part], place: str, written: float, *, anew: bool
+        self,
+        target: Target,
+        record: Record,
+        parts: Sequence[Part],
+        place: Callable[[], Place],
+        written: float,
+        *,
+        anew: bool,
     ) -> None:
         shelf = target.shelf
         try:
@@ -445,8 +459,7 @@ class Remotes:
                 entries = self._put_bytes(shelf, data, LISTING)
             else:
                 self._put_bytes(shelf, b"{}", EMPTY.media_type)
-            text = json.dumps({"place": place, "parts": list(parts)}, separators=(",", ":"))
-            config = self._put_bytes(shelf, _gzipped(text.encode()), PARTS)
+            config = self._put_bytes(shelf, _gzipped(_parts_text(parts, place())), PARTS)
             shelf.keep(f"step-{record.key}", record_sheet(record, written, config, entries))
         except LostError:
             return  # told, and done again
@@ -723,6 +736,12 @@ def _held(place: Path, stop: Callable[[], bool]) -> Iterator[bool]:
                 return
     finally:
         os.close(lock)
+
+
+def _parts_text(parts: Sequence[Part], place: Place) -> bytes:
+    """What explains a miss of a step like this one, as JSON."""
+    document = {"step": place.step, "title": place.title, "notes": list(place.notes), "parts": list(parts)}
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def _gzipped(data: bytes) -> bytes:

@@ -101,7 +101,7 @@ def _data(
             return data
         fresh = folder / "new"
         if fresh.exists():
-            from cache.snapshots import remove_tree
+            from cache.removal import remove_tree
 
             remove_tree(fresh)  # of a process that was killed
         fresh.mkdir(parents=True)
