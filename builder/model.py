@@ -97,7 +97,8 @@ class CacheUse(Struct, frozen=True):
 class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
-    context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
+    context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own. pull:
+    when registries are asked for bases: missing (in the store), always, never.
     """
 
     context: str = "."
@@ -116,6 +117,7 @@ class BuildRequest(Struct, frozen=True):
     run: RunOptions = RunOptions()
     ignore_file: str = ""
     cache: CacheUse = CacheUse()
+    pull: str = "missing"
 
 
 # ---------------------------------------------------------------- planned

@@ -33,6 +33,8 @@ COMMANDS = {
     "image history": ("builder.cli.images", "history", "Show the steps of an image"),
     "image tag": ("builder.cli.images", "tag", "Give an image another name"),
     "image rm": ("builder.cli.images", "remove", "Remove names, and images that have no other"),
+    "image pull": ("builder.cli.registries", "pull", "Get images from registries"),
+    "image push": ("builder.cli.registries", "push", "Put images into registries"),
     "image prune": ("builder.cli.images", "prune", "Remove images that nothing needs"),
     "cache why": ("builder.cli.caches", "why", "Say why steps of the last build were not in the cache"),
     "cache prune": ("builder.cli.caches", "prune", "Cut the cache down: by size, by age, by type"),
@@ -42,6 +44,8 @@ COMMANDS = {
     "fsck": ("builder.cli.caches", "fsck", "Look whether the store is whole"),
     "import": ("builder.cli.images", "import_image", "Make an image of a root file system in a tar"),
     "ignore": ("builder.cli.ignore", "ignore", "Say which line of .dockerignore decides about paths"),
+    "login": ("builder.cli.registries", "login", "Give the credentials for a registry"),
+    "logout": ("builder.cli.registries", "logout", "Forget the credentials for a registry"),
     "info": ("builder.cli.about", "info", "Show the store, the tier of RUN, and what this machine has"),
     "version": ("builder.cli.about", "version", "Show the version"),
 }
@@ -55,9 +59,6 @@ FOREIGN = {
     "load": "pybuild import FILE NAME makes an image of a root file system; an image's archive is a base by "
     "--build-context NAME=docker-archive://FILE",
     "save": "pybuild build -o type=docker,dest=FILE writes an image for docker load",
-    "pull": "this version speaks to no registry; bases come from the store and --build-context",
-    "push": "this version speaks to no registry; -o type=oci,dest=FILE is for skopeo copy",
-    "login": "this version speaks to no registry",
     "run": "pybuild only builds; -o type=docker,dest=- | docker load, and docker run",
     "ps": "pybuild only builds: it has no containers",
 }
@@ -73,6 +74,8 @@ ALIASES = {
     "image import": "import",
     "image build": "build",
     "rmi": "image rm",
+    "pull": "image pull",
+    "push": "image push",
     "tag": "image tag",
     "history": "image history",
     "inspect": "image inspect",
