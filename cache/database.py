@@ -87,6 +87,18 @@ _MIGRATIONS = (
     CREATE TABLE builds (number INTEGER PRIMARY KEY, name TEXT NOT NULL, ended REAL NOT NULL, steps TEXT NOT NULL);
     """,
     """
+    -- build, title: the context's name and what the step says, to find the record of a step that stands elsewhere now.
+    -- notes: JSON as parts, facts beside the key. Only records that keep their parts can explain anything.
+    ALTER TABLE records ADD COLUMN build TEXT NOT NULL DEFAULT '';
+    ALTER TABLE records ADD COLUMN title TEXT NOT NULL DEFAULT '';
+    ALTER TABLE records ADD COLUMN notes TEXT;
+    DROP INDEX records_step;
+    CREATE INDEX records_step ON records (step, number) WHERE parts IS NOT NULL;
+    CREATE INDEX records_title ON records (build, title, number) WHERE parts IS NOT NULL;
+    CREATE INDEX records_words ON records (title, number) WHERE parts IS NOT NULL;
+    CREATE INDEX records_build ON records (build, number) WHERE parts IS NOT NULL;
+    """,
+    """
     -- What registries had: see cache.whence. image: an id; tag: may be empty; digest: of the manifest or index.
     CREATE TABLE origins (
         image TEXT NOT NULL, repository TEXT NOT NULL, tag TEXT NOT NULL, platform TEXT NOT NULL, digest TEXT NOT NULL,

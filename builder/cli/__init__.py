@@ -36,6 +36,9 @@ COMMANDS = {
     "image pull": ("builder.cli.registries", "pull", "Get images from registries"),
     "image push": ("builder.cli.registries", "push", "Put images into registries"),
     "image prune": ("builder.cli.images", "prune", "Remove images that nothing needs"),
+    "image export": ("builder.cli.transfer", "export", "Write the files of an image to a folder or a tar"),
+    "save": ("builder.cli.transfer", "save", "Write images to an archive"),
+    "load": ("builder.cli.transfer", "load", "Take images from an archive into the store"),
     "cache why": ("builder.cli.caches", "why", "Say why steps of the last build were not in the cache"),
     "cache prune": ("builder.cli.caches", "prune", "Cut the cache down: by size, by age, by type"),
     "cache mounts ls": ("builder.cli.caches", "list_mounts", "List the folders of RUN --mount=type=cache"),
@@ -56,9 +59,15 @@ FOREIGN = {
     "builder": "pybuild image prune frees what no image needs",
     "system": "pybuild info says what is in the store, pybuild image prune frees what no image needs",
     "bud": "did you mean pybuild build?",
+<<<<<<< HEAD
     "load": "pybuild import FILE NAME makes an image of a root file system; an image's archive is a base by "
     "--build-context NAME=docker-archive://FILE",
     "save": "pybuild build -o type=docker,dest=FILE writes an image for docker load",
+=======
+    "pull": "this version speaks to no registry; bases come from the store and --build-context",
+    "push": "this version speaks to no registry; -o type=oci,dest=FILE is for skopeo copy",
+    "login": "this version speaks to no registry",
+>>>>>>> main
     "run": "pybuild only builds; -o type=docker,dest=- | docker load, and docker run",
     "ps": "pybuild only builds: it has no containers",
 }
@@ -72,6 +81,9 @@ ALIASES = {
     "cache mounts remove": "cache mounts rm",
     "cache du": "du",
     "image import": "import",
+    "image save": "save",
+    "image load": "load",
+    "export": "image export",
     "image build": "build",
     "rmi": "image rm",
     "pull": "image pull",
