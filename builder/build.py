@@ -79,7 +79,7 @@ def build(
         engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
         engine.run()
         image = engine.image(made.target)
-        references = [Reference.parse(tag) for tag in request.tags]
+        references = _references(request)
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
             _export(image, spec, names, store, report, registries)
@@ -96,7 +96,17 @@ def _check_outputs(request: BuildRequest) -> None:
     for spec in request.outputs:
         from builder.export import check
 
-        check(spec)
+        check(spec, request.tags)
+
+
+def _references(request: BuildRequest) -> list[Reference]:
+    """The names that the image gets in the store."""
+    found = [Reference.parse(tag) for tag in request.tags]
+    for spec in request.outputs:
+        from builder.export import names_of
+
+        found += names_of(spec)
+    return list(dict.fromkeys(found))
 
 
 def _export(

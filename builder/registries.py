@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from builder.errors import BuildError
 from cache.errors import StoreError
@@ -163,14 +164,14 @@ class Registries:
         self._insecure = insecure
         self._certificates = certificates
         self._lock = threading.Lock()
-        self._clients: dict[str, Registry] = {}
+        self._clients: dict[tuple[str, bool], Registry] = {}
 
-    def get(self, name: str) -> Registry:
-        """The client of the registry that references call `name`. BuildError, RegistryError from its use."""
+    def get(self, name: str, *, insecure: bool = False) -> Registry:
+        """The client of the registry that references call `name`. insecure: for this client, whatever else is said."""
         with self._lock:
-            found = self._clients.get(name)
+            found = self._clients.get((name, insecure))
             if found is None:
-                found = self._clients[name] = self._made(name)
+                found = self._clients[name, insecure] = self._made(name, insecure=insecure)
             return found
 
     def check(self, name: str, credentials: Credentials) -> None:
@@ -183,10 +184,11 @@ class Registries:
             for client in self._clients.values():
                 client.close()
 
-    def _made(self, name: str) -> Registry:
+    def _made(self, name: str, *, insecure: bool) -> Registry:
         from cache import registry
 
         about = self._about.get(name, About())
+        about = replace(about, insecure=about.insecure or insecure)
         mirrors = []
         for mirror in about.mirrors:
             client = self._client(mirror.host, self._about.get(mirror.host, About()), (), mirror.plain_http)

@@ -114,7 +114,7 @@ def pull(
             image = store.adopt(Descriptor(found.media_type, found.digest, found.size))
             if place.reference.tag and not place.reference.digest:
                 store.tag(place.reference, image.id)
-            whence.note_image(store, image, place.reference, top.digest, str(normal_platform(wanted)))
+            whence.note_image(store, image.id, place.reference, top.digest, str(normal_platform(wanted)))
             held = [layer.digest for layer in manifest.layers if not layer.urls]
             whence.note_blobs(store, place.reference.name, held)
     return Pulled(store.image(image.id), top.digest, image.id not in before)
@@ -255,10 +255,9 @@ def push(
         whence.note_blobs(store, reference.name, [blob.digest for blob in blobs])
 
 
-def note(place: Place, image: Image, store: Store) -> None:
+def note(place: Place, image_id: Digest, top: Descriptor, platform: Platform, store: Store) -> None:
     """Remember that a registry has an image by a name now, as `image ls --digests` and `name@digest` want to know."""
-    platform = str(normal_platform(store.config(image).platform))
-    whence.note_image(store, image, place.reference, image.manifest.digest, platform)
+    whence.note_image(store, image_id, place.reference, top.digest, str(normal_platform(platform)))
 
 
 def _contents(top: Descriptor, store: Store) -> tuple[list[tuple[Descriptor, bytes]], list[Descriptor]]:

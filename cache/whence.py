@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from cache.reference import Reference
-    from cache.store import Image, Store
+    from cache.store import Store
 
 
 class Origin(Struct, frozen=True):
@@ -31,7 +31,7 @@ class Origin(Struct, frozen=True):
     digest: Digest
 
 
-def note_image(store: Store, image: Image, reference: Reference, digest: Digest, platform: str) -> None:
+def note_image(store: Store, image_id: Digest, reference: Reference, digest: Digest, platform: str) -> None:
     """Remember that `reference` meant `digest`, and for `platform` this image. Idempotent.
 
     A tag means one thing for a platform: the image that had it before has it no more.
@@ -42,7 +42,7 @@ def note_image(store: Store, image: Image, reference: Reference, digest: Digest,
             connection.execute("DELETE FROM origins WHERE repository = ? AND tag = ? AND platform = ?", row)
         connection.execute(
             "INSERT OR REPLACE INTO origins (image, repository, tag, platform, digest) VALUES (?, ?, ?, ?, ?)",
-            (image.id, *row, digest),
+            (image_id, *row, digest),
         )
 
 

@@ -59,15 +59,6 @@ FOREIGN = {
     "builder": "pybuild image prune frees what no image needs",
     "system": "pybuild info says what is in the store, pybuild image prune frees what no image needs",
     "bud": "did you mean pybuild build?",
-<<<<<<< HEAD
-    "load": "pybuild import FILE NAME makes an image of a root file system; an image's archive is a base by "
-    "--build-context NAME=docker-archive://FILE",
-    "save": "pybuild build -o type=docker,dest=FILE writes an image for docker load",
-=======
-    "pull": "this version speaks to no registry; bases come from the store and --build-context",
-    "push": "this version speaks to no registry; -o type=oci,dest=FILE is for skopeo copy",
-    "login": "this version speaks to no registry",
->>>>>>> main
     "run": "pybuild only builds; -o type=docker,dest=- | docker load, and docker run",
     "ps": "pybuild only builds: it has no containers",
 }

@@ -39,6 +39,18 @@ def open_registries(given: Given, environ: Mapping[str, str]) -> Registries:
     )
 
 
+def pull_policy(environ: Mapping[str, str]) -> str:
+    """When builds ask registries for bases, as the user's settings have it."""
+    from builder.cli.surroundings import config_file
+
+    path = config_file(environ)
+    if path is None or not path.is_file():
+        return "missing"
+    from builder.registries import Settings
+
+    return Settings.load(path).pull or "missing"
+
+
 def open_store(given: Given, environ: Mapping[str, str]) -> Store:
     """The store that flags and environment say. StoreUnusableError when it can not be used."""
     from cache.store import Store

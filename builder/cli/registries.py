@@ -158,7 +158,7 @@ def _push(
     image = store.image(name)
     place = transfers.Place(reference, registries.get(reference.registry))
     transfers.push(place, image.manifest, store=store, report=report, stop=stop)
-    transfers.note(place, image, store)
+    transfers.note(place, image.id, image.manifest, store.config(image).platform, store)
     if given.on("quiet"):
         around.say(reference.full)
     else:
