@@ -112,7 +112,8 @@ class CachePlace(Struct, frozen=True):
 class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
-    context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
+    context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own. pull:
+    when registries are asked for bases: missing (in the store), always, never.
     """
 
     context: str = "."
@@ -133,6 +134,7 @@ class BuildRequest(Struct, frozen=True):
     cache: CacheUse = CacheUse()
     cache_from: tuple[CachePlace, ...] = ()
     cache_to: tuple[CachePlace, ...] = ()
+    pull: str = "missing"
 
 
 # ---------------------------------------------------------------- planned

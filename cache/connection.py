@@ -143,7 +143,7 @@ class Connection:
         credentials: Callable[[str], Credentials | None] | None,
         plain_http: bool | None,
         insecure: bool,
-        ca_file: str,
+        ca_file: str | Sequence[str],
         client_cert: str,
         client_key: str,
         sleep: Callable[[float], None],
@@ -153,7 +153,7 @@ class Connection:
         self._ask = credentials
         self._plain_http = plain_http
         self._insecure = insecure
-        self._ca_file = ca_file
+        self._ca_files = (ca_file,) if isinstance(ca_file, str) else tuple(ca_file)
         self._client = (client_cert, client_key)
         self._sleep = sleep
         self._lock = threading.RLock()
@@ -322,14 +322,15 @@ class Connection:
         context = ssl.create_default_context()
         cert, key = self._client
         try:
-            if self._ca_file:
-                context.load_verify_locations(self._ca_file)
+            for path in self._ca_files:
+                if path:
+                    context.load_verify_locations(path)
             if ours and cert:
                 context.load_cert_chain(cert, key or None)
         except (OSError, ssl.SSLError) as error:
             reason = getattr(error, "strerror", None) or "not PEM certificates"
             raise RegistryError(
-                f"can not read the certificates for {self.name}: {self._ca_file or cert}: {reason}"
+                f"can not read the certificates for {self.name}: {(*self._ca_files, cert)[0]}: {reason}"
             ) from None
         if self._insecure:
             context.check_hostname = False

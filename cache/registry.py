@@ -7,7 +7,7 @@ descriptor's size and digest, the digest that a registry says it stored. What br
 long as `Retry-After` says or a little longer each time; a blob goes on where it stopped (`Range`). Only for something
 that will not pass is an error raised at once.
 
-`cache.connection` carries the requests: it knows where credentials may go, and what is tried again. No file is touched.
+`cache.connection` carries the requests: it knows where credentials may go, and what is tried again.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class Registry:
 
     credentials: asked once, with `name`, when the registry wants to know who calls. plain_http: True for http, False
     for https; None for https, and http where a loopback or insecure host speaks no TLS. insecure: certificates are not
-    checked. ca_file: PEM certificates to trust beside the system's; client_cert, client_key: to show when asked.
-    mirrors: asked first, in their order, for what is read by `manifest`, `head` and `read_blob`; whatever a mirror can
-    not give is got from the registry itself. sleep: for tests.
+    checked. ca_file: PEM certificates to trust beside the system's, in one file or several; client_cert, client_key: to
+    show when asked. mirrors: asked first, in their order, for what is read by `manifest`, `head` and `read_blob`;
+    whatever a mirror can not give is got from the registry itself. sleep: for tests.
 
     Repositories are written in full, `library/debian`. Every method may raise RegistryError.
     """
@@ -88,7 +88,7 @@ class Registry:
         credentials: Callable[[str], Credentials | None] | None = None,
         plain_http: bool | None = None,
         insecure: bool = False,
-        ca_file: str = "",
+        ca_file: str | Sequence[str] = (),
         client_cert: str = "",
         client_key: str = "",
         mirrors: Sequence[Mirror] = (),
