@@ -36,7 +36,7 @@ from cache import listings
 from cache.errors import CorruptError, LostError, StoreError
 from cache.index import Record  # noqa: TC001  msgspec reads annotations
 from cache.layers import listing
-from cache.oci import Descriptor, Digest, Manifest, digest, digest_of
+from cache.oci import Descriptor, Digest, ImageConfig, Layer, Manifest, digest, digest_of, parse_json
 from cache.shelves import read_small
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ if TYPE_CHECKING:
     from cache.entries import Entry
     from cache.index import Part, Place
     from cache.mounts import Folder
-    from cache.oci import Layer
-    from cache.shelves import Shelf
+    from cache.shelves import Repository, Shelf
     from cache.store import Store
 
 PARTS = "application/vnd.pybuild.step.v1+gzip"
@@ -62,6 +61,7 @@ EMPTY = Descriptor(
 
 _RECORD = "pybuild.step"
 _CLAIM = "pybuild.claim"
+_INLINE = "pybuild.cache"
 
 _EXPIRY = 30.0
 _BEAT = 8.0
@@ -73,7 +73,7 @@ _WORKERS = 3
 _PATIENCE = 10.0
 """Seconds to wait for a cache mount that another build has for itself."""
 _LISTING_LIMIT = 256 << 20
-_PARTS_LIMIT = 64 << 20
+_CONFIG_LIMIT = 8 << 20
 
 
 class Found(Struct, frozen=True):
@@ -135,6 +135,86 @@ class Steps:
         """See `Source.find`."""
         sheet = self.shelf.find(f"step-{key}")
         return None if sheet is None else read_record(sheet, key, self.shelf)
+
+
+class Inline:
+    """The records that an image in a registry carries (`inline_note`), as a `Source`. reference: a tag or a digest."""
+
+    mounts = False
+
+    def __init__(self, shelf: Repository, reference: str) -> None:
+        self.shelf = shelf
+        self._reference = reference
+        self._records: dict[str, Found] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def title(self) -> str:
+        """See `Source.title`."""
+        return f"{self.shelf.name}{'@' if ':' in self._reference else ':'}{self._reference}"
+
+    def find(self, key: str) -> Found | None:
+        """See `Source.find`. The image's manifest is read at the first call."""
+        with self._lock:
+            if self._records is None:
+                self._records = {}
+                for manifest in self.shelf.images(self._reference):
+                    self._records.update(self._of(manifest))
+        return self._records.get(key)
+
+    def _of(self, manifest: Manifest) -> dict[str, Found]:
+        text = dict(manifest.annotations).get(_INLINE)
+        if text is None:
+            return {}
+        try:
+            steps = msgspec.json.decode(text, type=tuple[_Step, ...])
+        except msgspec.DecodeError as error:
+            raise CorruptError(f"the records of the image {self.title} are damaged: {error}") from None
+        config = parse_json(read_small(self.shelf, manifest.config, _CONFIG_LIMIT), "the image config")
+        diff_ids = ImageConfig.from_json(config).diff_ids
+        if len(diff_ids) != len(manifest.layers):
+            raise CorruptError(f"the image {self.title} has {len(manifest.layers)} layers, its config {len(diff_ids)}")
+        found = {}
+        for step in steps:
+            layer = None
+            if step.layer >= 0:
+                if step.layer >= len(diff_ids):
+                    raise CorruptError(f"the records of the image {self.title} name a layer that it has not")
+                layer = Layer(diff_ids[step.layer], manifest.layers[step.layer])
+            record = Record(step.key, layer, step.size, step.files, step.created, 0.0)
+            found[step.key] = Found(record, step.created, self.shelf)
+        return found
+
+
+class _Step(Struct, frozen=True, array_like=True):
+    """A record in an image. layer: its number in the image, from 0; -1 for none."""
+
+    key: str
+    layer: int
+    size: int
+    files: int
+    created: float
+
+
+def inline_note(records: Sequence[Record], layers: Sequence[Layer]) -> tuple[str, str]:
+    """The annotation by which an image's manifest carries the records of its own steps.
+
+    It is in the manifest and not in the config, so that the image's id is the same with it and without. The time that a
+    step took is left out: it would make every build's image another one.
+    """
+    places = {layer.descriptor.digest: number for number, layer in enumerate(layers)}
+    steps = [
+        _Step(
+            record.key,
+            -1 if record.layer is None else places[record.layer.descriptor.digest],
+            record.size,
+            record.files,
+            record.created,
+        )
+        for record in records
+        if record.layer is None or record.layer.descriptor.digest in places
+    ]
+    return _INLINE, msgspec.json.encode(steps).decode()
 
 
 class _Written(Struct, frozen=True):

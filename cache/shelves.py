@@ -11,6 +11,8 @@ A folder:
     oci-layout, index.json       so that it is an OCI image layout without images
     blobs/sha256/<hex>           complete and in place by one rename
     sheets/<name>                manifests, likewise; the time of the file is that of its last use
+
+A repository has the sheets under the tags `<tag>-<name>`, beside whatever images it has.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+from cache import whence
 from cache.errors import CorruptError, NotFoundError, StoreError
-from cache.oci import INDEX, Manifest, canonical, parse_json
+from cache.oci import DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST, Index, Manifest, canonical, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from cache.oci import Descriptor
+    from cache.oci import Descriptor, Digest
+    from cache.registry import Registry
+    from cache.store import Store
 
 _PIECE = 1 << 20
 _LARGEST = 4 << 20
@@ -176,6 +181,112 @@ class Directory:
         ):
             with suppress(FileExistsError), (self._path / name).open("xb") as file:
                 file.write(data)
+
+
+class Repository:
+    """A repository of a registry as a `Shelf`. tag: what the tags of all sheets begin with.
+
+    A blob that the store's notes say another repository of the registry has is taken over from there by the registry.
+    """
+
+    settling = 0.1
+
+    def __init__(self, registry: Registry, repository: str, tag: str, store: Store) -> None:
+        self.registry = registry
+        self.repository = repository
+        self.tag = tag
+        self._store = store
+        self._there: set[Digest] = set()
+
+    @property
+    def title(self) -> str:
+        """See `Shelf.title`."""
+        return f"{self.name}:{self.tag}"
+
+    @property
+    def name(self) -> str:
+        """Registry and repository."""
+        return f"{self.registry.name}/{self.repository}"
+
+    def find(self, name: str) -> Manifest | None:
+        """See `Shelf.find`."""
+        return self.manifest(f"{self.tag}-{name}")
+
+    def manifest(self, reference: str) -> Manifest | None:
+        """The image manifest of a tag or a digest, or None. CorruptError when it is no manifest."""
+        try:
+            described, data = self.registry.manifest(self.repository, reference)
+        except NotFoundError:
+            return None
+        return self._read(described, data)
+
+    def _read(self, described: Descriptor, data: bytes) -> Manifest:
+        found = Manifest.from_json(parse_json(data, f"the manifest {described.digest} of {self.name}"))
+        self._note([blob.digest for blob in (found.config, *found.layers)])
+        return found
+
+    def images(self, reference: str) -> list[Manifest]:
+        """The manifests of the images of a tag or a digest: one, those that an index names, or none."""
+        try:
+            described, data = self.registry.manifest(self.repository, reference)
+        except NotFoundError:
+            return []
+        if described.media_type not in {INDEX, DOCKER_INDEX}:
+            return [self._read(described, data)]
+        listed = Index.from_json(parse_json(data, f"the index {described.digest} of {self.name}")).manifests
+        manifests = [self.manifest(each.digest) for each in listed if each.media_type in {MANIFEST, DOCKER_MANIFEST}]
+        return [each for each in manifests if each is not None]
+
+    def keep(self, name: str, sheet: Manifest) -> None:
+        """See `Shelf.keep`."""
+        self.registry.put_manifest(self.repository, f"{self.tag}-{name}", canonical(sheet.to_json()), sheet.media_type)
+
+    def has(self, blob: Descriptor) -> bool:
+        """See `Shelf.has`."""
+        return blob.digest in self._there or self.registry.has_blob(self.repository, blob.digest)
+
+    def read(self, blob: Descriptor, out: Sink) -> None:
+        """See `Shelf.read`."""
+        self.registry.read_blob(self.repository, blob, out)
+
+    def put(self, blob: Descriptor, source: Callable[[], BinaryIO]) -> bool:
+        """See `Shelf.put`."""
+        if blob.digest in self._there:
+            return False
+        others = whence.repositories_with(self._store, blob.digest, self.registry.name)
+        sent = self.registry.put_blob(
+            self.repository, blob, lambda: _Forward(source()), mount_from=[name for name in others if name != self.name]
+        )
+        self._note([blob.digest])
+        return sent
+
+    def _note(self, digests: Sequence[Digest]) -> None:
+        fresh = [digest for digest in digests if digest not in self._there]
+        if fresh:
+            self._there.update(fresh)
+            whence.note_blobs(self._store, self.name, fresh)
+
+
+class _Forward:
+    """A stream that can be put at an offset when it has not been read yet: an upload that goes on after a break."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int, /) -> bytes:
+        """See `io.RawIOBase.read`."""
+        return self._stream.read(size)
+
+    def seek(self, offset: int, /) -> int:
+        """Skip so many bytes from the start."""
+        left = offset
+        while left and (data := self._stream.read(min(left, _PIECE))):
+            left -= len(data)
+        return offset - left
+
+    def close(self) -> None:
+        """See `io.RawIOBase.close`."""
+        self._stream.close()
 
 
 def read_small(shelf: Shelf, blob: Descriptor, limit: int) -> bytes:

@@ -254,13 +254,16 @@ class Store:
         blobs = [_oci_typed(layer.descriptor) for layer in layers]
         return self._keep(image_id, described, config, blobs, parent, intermediate, tuple(needs))
 
-    def describe(self, config: ImageConfig, layers: Sequence[Layer]) -> tuple[Digest, Descriptor]:
+    def describe(
+        self, config: ImageConfig, layers: Sequence[Layer], annotations: tuple[tuple[str, str], ...] = ()
+    ) -> tuple[Digest, Descriptor]:
         """Keep an image's config and manifest alone, as blobs that nothing names: its layers lie elsewhere.
 
-        The image's id, and where its manifest is. They stay for as long as the running build. Idempotent.
+        annotations: the manifest's. The image's id, and where its manifest is. They stay for as long as the running
+        build. Idempotent.
         """
         blob = self.put_blob(canonical(config.to_json()), CONFIG)
-        manifest = Manifest(blob, tuple(_oci_typed(layer.descriptor) for layer in layers))
+        manifest = Manifest(blob, tuple(_oci_typed(layer.descriptor) for layer in layers), annotations=annotations)
         return blob.digest, self.put_blob(canonical(manifest.to_json()), MANIFEST)
 
     def adopt(self, manifest: Descriptor) -> Image:
