@@ -70,7 +70,11 @@ def build(
     """
     started = time.monotonic()
     _check_outputs(request)
-    with store.lease(), open_request(request, store, stdin) as contexts, _caches(request, store, report) as remotes:
+    with (
+        store.lease(),
+        open_request(request, store, stdin) as contexts,
+        _caches(request, store, report, registries) as remotes,
+    ):
         made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop))
         examined = examine(made, work.stages, contexts)
         findings = examined.all
@@ -78,7 +82,7 @@ def build(
             report(Warned(finding))
         examined.enforce()
         report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
-        engine = _carried_out(work, _is_kept(request), store, isolation, report, stop, remotes)
+        engine = _carried_out(work, request, store, isolation, report, stop, remotes)
         image = engine.image(made.target)
         references = _references(request)
         names = tuple(reference.full for reference in references)
@@ -87,7 +91,7 @@ def build(
         if remotes is None or _is_kept(request):
             for reference in references:
                 store.tag(reference, image.id)
-        if remotes is not None and request.cache_to:
+        if remotes is not None and any(place.type != "inline" for place in request.cache_to):
             _finish(remotes, request, report, stop)
     steps, cached = engine.counts()
     result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
@@ -96,14 +100,16 @@ def build(
 
 
 @contextmanager
-def _caches(request: BuildRequest, store: Store, report: Reporter) -> Iterator[Remotes | None]:
+def _caches(
+    request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
+) -> Iterator[Remotes | None]:
     """The caches that the request names; None where it names none."""
     if not request.cache_from and not request.cache_to:
         yield None
         return
     from builder.sharing import open_caches
 
-    with open_caches(request, store, report) as remotes:
+    with open_caches(request, store, report, registries) as remotes:
         try:
             yield remotes
         except CancelledError:
@@ -113,30 +119,36 @@ def _caches(request: BuildRequest, store: Store, report: Reporter) -> Iterator[R
 
 def _is_kept(request: BuildRequest) -> bool:
     """Whether all bytes of the image are wanted here."""
-    return not request.outputs or any(spec.type != "cacheonly" for spec in request.outputs) or bool(request.tags)
+    if not request.outputs or any(spec.type not in {"cacheonly", "registry"} for spec in request.outputs):
+        return True
+    # A name is for the store, unless it says where to push to.
+    return bool(request.tags) and all(spec.type != "registry" for spec in request.outputs)
 
 
 def _carried_out(
     work: Work,
-    kept: bool,
+    request: BuildRequest,
     store: Store,
     ground: Ground,
     report: Reporter,
     stop: threading.Event,
     remotes: Remotes | None,
 ) -> Engine:
-    """The build, carried out. kept: with the bytes of the target's layers in the store.
+    """The build, carried out, with the bytes of the target's layers in the store where they are wanted.
 
     A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
     until then is in the cache.
     """
     numbers = itertools.count(1)
+    inline = any(place.type == "inline" for place in request.cache_to)
     while True:
         lost = remotes.lost if remotes is not None else 0
-        engine = Engine(work, store=store, ground=ground, report=report, stop=stop, remotes=remotes, numbers=numbers)
+        engine = Engine(
+            work, store=store, ground=ground, report=report, stop=stop, remotes=remotes, numbers=numbers, inline=inline
+        )
         try:
             engine.run()
-            if remotes is not None and kept:
+            if remotes is not None and _is_kept(request):
                 remotes.complete(engine.layers(work.target))
         except CancelledError:
             raise
@@ -150,7 +162,7 @@ def _carried_out(
 
 def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: threading.Event) -> None:
     """Wait until the caches have got what they were offered, and what lies in cache mounts."""
-    what = "cache " + ", ".join(dict.fromkeys(place.place or place.type for place in request.cache_to))
+    what = "cache " + ", ".join(dict.fromkeys(place.place for place in request.cache_to if place.place))
     report(ExportStarted(what))
     started = time.monotonic()
     remotes.save(stop.is_set)

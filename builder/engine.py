@@ -136,6 +136,7 @@ class StageRun(Struct):
     config: ImageConfig | None = None
     layers: tuple[Layer, ...] = ()
     made: list[Made] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     cached: int = 0
     steps: int = 0
     dirty: bool = False
@@ -148,7 +149,8 @@ class StageRun(Struct):
 class Engine:
     """One build's moving parts; it lives for one call of `run`.
 
-    remotes: caches outside the store, looked into after its own. numbers: what events call steps by.
+    remotes: caches outside the store, looked into after its own. numbers: what events call steps by. inline: the
+    image carries the records of its own steps.
     """
 
     def __init__(
@@ -161,9 +163,11 @@ class Engine:
         stop: threading.Event,
         remotes: Remotes | None = None,
         numbers: Iterator[int] | None = None,
+        inline: bool = False,
     ) -> None:
         self._work = work
         self._remotes = remotes
+        self._inline = inline
         self._store = store
         self._ground = ground
         self._report = report
@@ -309,7 +313,7 @@ class Engine:
         stage = self._stages[index]
         assert stage.config is not None
         if not self._has(stage.layers):
-            image_id, manifest = self._store.describe(stage.config, stage.layers)
+            image_id, manifest = self._store.describe(stage.config, stage.layers, self._notes(stage))
             return ImageResult(image_id, stage.config, stage.layers, manifest)
         parent, needs = None, set()
         if any(other.dirty for other in self._stages.values()):
@@ -318,9 +322,26 @@ class Engine:
                 other = self._stages[need]
                 needs.add(other.parent or self._intermediate(other, len(other.made)))
         image = self._store.put_image(
-            stage.config, stage.layers, parent=parent, needs=[need for need in needs if need is not None]
+            stage.config,
+            stage.layers,
+            parent=parent,
+            needs=[need for need in needs if need is not None],
+            annotations=self._notes(stage),
         )
         return ImageResult(image.id, stage.config, stage.layers, image.manifest)
+
+    def _notes(self, stage: StageRun) -> tuple[tuple[str, str], ...]:
+        """The annotations of the image's manifest."""
+        if not self._inline:
+            return ()
+        from cache.remote import inline_note
+
+        records = list(stage.records)
+        below = stage.work.plan.base.stage
+        while below is not None:
+            records = [*self._stages[below].records, *records]
+            below = self._stages[below].work.plan.base.stage
+        return (inline_note(records, stage.layers),)
 
     def counts(self) -> tuple[int, int]:
         """How many steps there were, and how many of them came from the cache."""
@@ -405,6 +426,7 @@ class Engine:
                     hint="join RUN instructions, or copy the result into a fresh stage",
                 )
         stage.made.append(Made(lowered, record.layer, record.created))
+        stage.records.append(record)
         seconds = time.monotonic() - started
         self._report(StepFinished(number, hit, seconds, record.size, record.files, "" if hit else why.reason))
 

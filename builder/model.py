@@ -95,10 +95,11 @@ class CacheUse(Struct, frozen=True):
 
 
 class CachePlace(Struct, frozen=True):
-    """One `--cache-from` or `--cache-to`. type: local, registry or inline. place: a folder, or `HOST/REPO[:TAG]`.
+    """One `--cache-from` or `--cache-to`. place: a folder, or a reference in full; nothing for inline.
 
     mode: max for every step, min for those that the image consists of. required: a cache that can not be written fails
-    the build. mounts: the folders of cache mounts are kept there, too; mounts_max: in so many bytes.
+    the build. mounts: the folders of cache mounts are kept there, too; mounts_max: in so many bytes. insecure: the
+    registry's certificate is not checked, and it may speak plain HTTP.
     """
 
     type: Literal["local", "registry", "inline"]
@@ -107,6 +108,7 @@ class CachePlace(Struct, frozen=True):
     required: bool = False
     mounts: bool = True
     mounts_max: int = 2 << 30
+    insecure: bool = False
 
 
 class BuildRequest(Struct, frozen=True):

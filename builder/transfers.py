@@ -289,11 +289,13 @@ def _push_blob(place: Place, blob: Descriptor, store: Store, transfer: _Transfer
     path = store.blob_path(blob.digest)
 
     def source() -> BinaryIO:
+        if not store.holds(blob):
+            # It has the right words for what is missing or damaged, and fetches what lies elsewhere.
+            store.open_blob(blob).close()
         # Not `open_blob`, which would hash it once more: the registry does, and refuses what is not the digest's.
         return open(path, "rb", buffering=0)
 
-    if not store.holds(blob):
-        # It has the right words for what is missing, and for what is damaged.
+    if store.elsewhere is None and not store.holds(blob):
         store.open_blob(blob).close()
     sent = 0
 

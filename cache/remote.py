@@ -34,7 +34,7 @@ from msgspec import Struct
 
 from cache import listings
 from cache.errors import CorruptError, LostError, StoreError
-from cache.index import Record  # noqa: TC001  msgspec reads annotations
+from cache.index import Record
 from cache.layers import listing
 from cache.oci import Descriptor, Digest, ImageConfig, Layer, Manifest, digest, digest_of, parse_json
 from cache.shelves import read_small

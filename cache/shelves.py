@@ -189,7 +189,7 @@ class Repository:
     A blob that the store's notes say another repository of the registry has is taken over from there by the registry.
     """
 
-    settling = 0.1
+    settling = 0.05
 
     def __init__(self, registry: Registry, repository: str, tag: str, store: Store) -> None:
         self.registry = registry
@@ -247,7 +247,12 @@ class Repository:
 
     def read(self, blob: Descriptor, out: Sink) -> None:
         """See `Shelf.read`."""
-        self.registry.read_blob(self.repository, blob, out)
+        try:
+            self.registry.read_blob(self.repository, blob, out)
+        except StoreError:
+            # What a manifest names need not be there: it is looked for before it is relied on again.
+            self._there.discard(blob.digest)
+            raise
 
     def put(self, blob: Descriptor, source: Callable[[], BinaryIO]) -> bool:
         """See `Shelf.put`."""

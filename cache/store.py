@@ -239,18 +239,19 @@ class Store:
         parent: Digest | None = None,
         intermediate: bool = False,
         needs: Iterable[Digest] = (),
+        annotations: tuple[tuple[str, str], ...] = (),
     ) -> Image:
         """Keep an image of blobs that the store has. Idempotent; an unchanged image writes nothing.
 
         parent: the image that it was built on. needs: other images whose intermediates shall live as long as this one:
         the last image of each stage that it copied from. Ids of either that the store does not know are left out.
         intermediate: False makes an image that is there as an intermediate one a full one; True changes nothing about
-        one that is there. Raises StoreError when layers and config disagree, NotFoundError when a layer's blob is
-        missing.
+        one that is there. annotations: of the manifest. Raises StoreError when layers and config disagree,
+        NotFoundError when the blob of a layer is missing.
         """
         if config.diff_ids != tuple(layer.diff_id for layer in layers):
             raise StoreError("the layers of an image are not those that its config names")
-        image_id, described = self.describe(config, layers)
+        image_id, described = self.describe(config, layers, annotations)
         blobs = [_oci_typed(layer.descriptor) for layer in layers]
         return self._keep(image_id, described, config, blobs, parent, intermediate, tuple(needs))
 

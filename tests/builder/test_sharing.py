@@ -13,6 +13,7 @@ from builder.cli.places import cache_place
 from builder.errors import UnsupportedError
 from builder.model import CachePlace
 from tests.building import Bench, busybox, needs_run, write
+from tests.registries import PlayedRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -340,6 +341,122 @@ def test_the_step_of_a_machine_that_died_is_done_by_another(
     assert "another machine is doing this step" in done.output
 
 
+# ---------------------------------------------------------------- registries
+
+
+@pytest.fixture
+def played() -> Iterator[PlayedRegistry]:
+    with PlayedRegistry() as registry:
+        yield registry
+
+
+def sent(played: PlayedRegistry) -> int:
+    """Bytes of blobs that came."""
+    return sum(len(seen.body) for seen in played.seen if "/blobs/uploads/" in seen.path)
+
+
+def got(played: PlayedRegistry) -> list[str]:
+    """Blobs that were fetched."""
+    return [seen.path.rpartition("/")[2] for seen in played.requests("GET", "/blobs/sha256:")]
+
+
+def layer_digests(machine: Machine, name: str = "app") -> set[str]:
+    return {layer["digest"] for layer in machine.image(name).manifest["layers"]}
+
+
+def test_a_cache_in_a_registry(machines: list[Machine], played: PlayedRegistry) -> None:
+    first, second, _ = machines
+    ref = f"{played.name}/team/cache"
+    first.build(STAGES, FILES, f"--cache-to=type=registry,ref={ref}:main")
+    assert {tag[:10] for _, tag in played.manifests if ":" not in tag} == {"main-step-"}
+    done = second.build(None, {}, f"--cache-from={ref}:main")
+    assert all(done.cached.values())
+    assert second.names() == first.names()
+    sheets = [json.loads(data) for (_, tag), (_, data) in played.manifests.items() if ":" not in tag]
+    every = {layer["digest"] for sheet in sheets for layer in sheet["layers"] if "image.layer" in layer["mediaType"]}
+    assert layer_digests(first) < every
+    assert every & set(got(played)) == layer_digests(first)
+    assert not any(machines[2].build(None, {}, f"--cache-from={ref}:other").cached.values())
+
+
+def test_a_cached_build_that_is_pushed_moves_no_layer(machines: list[Machine], played: PlayedRegistry) -> None:
+    first, second, third = machines
+    cache = f"--cache-to={played.name}/cache", f"--cache-from={played.name}/cache"
+    name = f"{played.name}/app:1"
+    first.build(STAGES, FILES, *cache, "--push", tag=name)
+    # The push took them over from the cache, or the other way round: each layer was sent once.
+    bodies = [seen.body for seen in played.requests("PUT", "/blobs/uploads/") if seen.body[:2] == b"\x1f\x8b"]
+    assert len(bodies) == len(set(bodies))
+    played.seen.clear()
+    done = second.build(None, {}, *cache, "--push", tag=f"{played.name}/app:2")
+    assert all(done.cached.values())
+    assert got(played) == []
+    assert sent(played) == 0
+    assert played.manifests["app", "2"] == played.manifests["app", "1"]
+    assert layers(second.root) == set()
+    assert second.names() == {}
+    # Into a repository that has none of the layers: the registry takes them over, but for the config.
+    second.build(None, {}, *cache, "--push", tag=f"{played.name}/other:1")
+    assert got(played) == []
+    assert played.manifests["other", "1"] == played.manifests["app", "1"]
+    played.seen.clear()
+    # A new step on top: the bytes below it are not wanted either.
+    done = third.build(STAGES + "COPY d /new\n", {}, *cache, "--push", tag=f"{played.name}/app:3")
+    assert not done.steps[-1].cached
+    assert got(played)
+    assert not layer_digests(first, name) & set(got(played))
+
+
+def test_the_image_itself_may_carry_its_records(machines: list[Machine], played: PlayedRegistry) -> None:
+    first, second, third = machines
+    name = f"{played.name}/app:1"
+    first.build(STAGES, FILES, "--cache-to=type=inline", "--push", tag=name)
+    assert [tag for _, tag in played.manifests if ":" not in tag] == ["1"]
+    done = second.build(None, {}, f"--cache-from={name}", tag=name)
+    # As with mode=min: the stage that was copied from is not among them.
+    assert [step.cached for step in done.steps] == [False, False, True, True, True, True]
+    assert second.names() == first.names()
+    digest = json.loads((first.root / "index.json").read_text())["manifests"][0]["digest"]
+    done = third.build(None, {}, f"--cache-from={played.name}/app@{digest}")
+    assert [step.cached for step in done.steps][2:] == [True] * 4
+
+
+@pytest.mark.parametrize("note", ["[[1]]", '[["key",99,0,0,0.0]]', "x"])
+def test_the_records_of_an_image_that_are_damaged_are_warned_of(
+    machines: list[Machine], played: PlayedRegistry, note: str
+) -> None:
+    first, second, _ = machines
+    name = f"{played.name}/app:1"
+    first.build(STAGES, FILES, "--cache-to=type=inline", "--push", tag=name)
+    media_type, data = played.manifests["app", "1"]
+    played.put_manifest("app", "1", {**json.loads(data), "annotations": {"pybuild.cache": note}}, media_type)
+    done = second.build(None, {}, f"--cache-from={name}")
+    assert len(warnings(done)) == 1
+    assert not any(done.cached.values())
+
+
+def test_a_registry_that_can_not_be_reached_is_warned_of_once(machines: list[Machine]) -> None:
+    done = machines[0].build(STAGES, FILES, "--cache-from=127.0.0.1:1/cache", "--cache-to=127.0.0.1:1/cache")
+    told = [message.partition(" the cache")[0] for message in warnings(done)]
+    assert sorted(told)[:2] == ["nothing more is put into", "nothing more is taken from"]
+    assert len(told) <= 3
+
+
+def test_a_registry_that_lets_nobody_in_is_warned_of(machines: list[Machine], played: PlayedRegistry) -> None:
+    played.login = "a:b"
+    done = machines[0].build(STAGES, FILES, f"--cache-to={played.name}/cache")
+    assert len(warnings(done)) == 1
+    assert "nothing more is put into the cache" in warnings(done)[0]
+
+
+def test_cache_mounts_in_a_registry(machines: list[Machine], played: PlayedRegistry) -> None:
+    needs_run()
+    first, second, _ = machines
+    cache = f"--cache-to={played.name}/cache", f"--cache-from={played.name}/cache"
+    first.build(MOUNTED, {}, *cache)
+    assert second.build(MOUNTED, {}, *cache, "--build-arg=V=2").output == "dir\nkept\n"
+
+
 # ---------------------------------------------------------------- the flags
 
 
@@ -355,6 +472,14 @@ def test_what_the_flags_say(tmp_path: Path) -> None:
         "local", str(tmp_path), "min", required=True, mounts=False, mounts_max=5
     )
     assert places(f"type=local,dest={tmp_path},oci-mediatypes=true,image-manifest=true") == plain
+    there = CachePlace("registry", "reg.lan:5000/team/cache:main")
+    assert places("type=registry,ref=reg.lan:5000/team/cache:main") == there
+    assert places("reg.lan:5000/team/cache:main") == there
+    assert places("user/cache").place == "docker.io/user/cache:latest"
+    assert places("type=registry,ref=a.b/c,registry.insecure=true,mode=min").insecure
+    assert places("type=inline") == CachePlace("inline")
+    pinned = f"a.b/c@sha256:{'0' * 64}"
+    assert places(pinned, "cache-from").place == pinned
 
 
 @pytest.mark.parametrize(
@@ -369,6 +494,13 @@ def test_what_the_flags_say(tmp_path: Path) -> None:
         ("type=local,dest=d,x", "cache-to", "'x' has no value"),
         ("type=floppy,dest=d", "cache-to", "no type 'floppy'"),
         ("dest=d", "cache-to", "no type ''"),
+        ("type=registry", "cache-to", "does not say where"),
+        ("type=registry,ref=A/B", "cache-to", "invalid image name"),
+        ("a b", "cache-from", "invalid image name"),
+        (f"a.b/c@sha256:{'0' * 64}", "cache-to", "has a digest"),
+        (f"a.b/c:{'x' * 51}", "cache-to", "longer than 50"),
+        ("type=inline", "cache-from", "say which image"),
+        ("type=inline,mode=max", "cache-to", "no attribute 'mode'"),
     ],
 )
 def test_what_the_flags_do_not_understand(text: str, flag: str, said: str) -> None:

@@ -10,9 +10,13 @@ import pytest
 
 from cache.errors import CorruptError, NotFoundError, StoreError
 from cache.oci import Descriptor, Manifest, digest_of
-from cache.shelves import Directory, read_small
+from cache.registry import Registry
+from cache.shelves import Directory, Repository, read_small
+from cache.store import Store
+from tests.registries import PlayedRegistry, status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from cache.shelves import Shelf
@@ -35,9 +39,13 @@ def sheet(shelf: Shelf, note: str, *layers: bytes) -> Manifest:
     return Manifest(config, tuple(put(shelf, data) for data in layers), annotations=(("note", note),))
 
 
-@pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Directory(tmp_path / "shelf")
+@pytest.fixture(params=["folder", "registry"])
+def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shelf]:
+    if request.param == "folder":
+        yield Directory(tmp_path / "shelf")
+        return
+    with PlayedRegistry() as registry, Store.open(tmp_path / "store") as store:
+        yield Repository(Registry(registry.name), "team/cache", "main", store)
 
 
 # ---------------------------------------------------------------- the contract
@@ -159,3 +167,72 @@ def test_a_place_that_can_not_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="can not write"):
         put(Directory(tmp_path / "file/below"), b"x")
+
+
+# ---------------------------------------------------------------- a repository
+
+
+@pytest.fixture
+def played() -> Iterator[PlayedRegistry]:
+    with PlayedRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as store:
+        yield store
+
+
+def test_sheets_stand_beside_images(played: PlayedRegistry, store: Store) -> None:
+    shelf = Repository(Registry(played.name), "app", "main", store)
+    shelf.keep("step-1", sheet(shelf, "1", b"layer"))
+    assert [tag for _, tag in played.manifests if ":" not in tag] == ["main-step-1"]
+    assert Repository(Registry(played.name), "app", "other", store).find("step-1") is None
+    assert shelf.title == f"{played.name}/app:main"
+
+
+def test_a_blob_of_another_repository_is_not_sent(played: PlayedRegistry, store: Store) -> None:
+    registry = Registry(played.name)
+    first = Repository(registry, "app", "main", store)
+    blob = put(first, b"a layer")
+    sent = len(played.requests("PUT", "/blobs/uploads/"))
+    # Known from what was read, too: another store than that which has written it.
+    first.keep("step-1", sheet(first, "1", b"a layer"))
+    second = Repository(registry, "cache", "main", store)
+    assert not second.put(blob, lambda: pytest.fail("opened"))
+    assert played.has["cache"] == {blob.digest}
+    assert len(played.requests("PUT", "/blobs/uploads/")) == sent + 1  # the sheet's config
+
+
+def test_a_blob_that_a_manifest_promises_and_that_is_gone_is_sent_again(played: PlayedRegistry, store: Store) -> None:
+    shelf = Repository(Registry(played.name), "app", "main", store)
+    shelf.keep("step-1", sheet(shelf, "1", b"layer"))
+    blob = described(b"layer")
+    played.has["app"].discard(blob.digest)
+    with pytest.raises(NotFoundError):
+        shelf.read(blob, io.BytesIO())
+    assert shelf.put(blob, lambda: io.BytesIO(b"layer"))
+    assert blob.digest in played.has["app"]
+
+
+def test_a_registry_that_fails_is_told(played: PlayedRegistry, store: Store) -> None:
+    shelf = Repository(Registry(played.name, sleep=lambda _: None), "app", "main", store)
+    played.fail("GET", "/manifests/", *[status(403)] * 3)
+    with pytest.raises(StoreError):
+        shelf.find("step-1")
+
+
+def test_the_images_of_an_index_are_all_looked_at(played: PlayedRegistry, store: Store) -> None:
+    shelf = Repository(Registry(played.name), "app", "main", store)
+    one = sheet(shelf, "one", b"layer")
+    digest = played.put_manifest("app", "", one.to_json(), one.media_type)
+    media_type = "application/vnd.oci.image.index.v1+json"
+    index = {
+        "schemaVersion": 2,
+        "mediaType": media_type,
+        "manifests": [{"mediaType": one.media_type, "digest": digest, "size": 1}],
+    }
+    played.put_manifest("app", "1.0", index, media_type)
+    assert [dict(each.annotations) for each in shelf.images("1.0")] == [{"note": "one"}]
+    assert shelf.images("2.0") == []
