@@ -41,7 +41,7 @@ from builder.model import (
 from cache.claims import Claim
 from cache.errors import LostError, StoreError
 from cache.index import Fate, Index, Place, Record, key
-from cache.oci import MAX_LAYERS, canonical, chain_ids, digest_of
+from cache.oci import canonical, chain_ids, digest_of
 from cache.reasons import Why
 
 if TYPE_CHECKING:
@@ -128,10 +128,11 @@ class StageRun(Struct):
 
     base: the config it stands on. dirty: some step was not in the cache. far: some step came from a cache elsewhere.
     parent: the last intermediate image. changed: the last step that was not in the cache, of this stage or of those
-    that it stands on.
+    that it stands on. inherited: so many of the layers came with the image that it, or the stage below, stands on.
     """
 
     work: StageWork
+    inherited: int = 0
     base: ImageConfig | None = None
     config: ImageConfig | None = None
     layers: tuple[Layer, ...] = ()
@@ -249,10 +250,12 @@ class Engine:
         below = stage.work.plan.base.stage
         if below is not None:
             other = self._stages[below]
+            stage.inherited = other.inherited
             stage.changed = other.changed
             return other.config, other.layers
         if stage.work.base is None:
             return None, ()
+        stage.inherited = len(stage.work.base.layers)
         return stage.work.base.config, stage.work.base.layers
 
     def _config(self, stage: StageRun) -> ImageConfig:
@@ -305,8 +308,8 @@ class Engine:
         """The layers of the finished stage. The bytes of those that were found elsewhere may still lie there."""
         return self._stages[index].layers
 
-    def image(self, index: int) -> ImageResult:
-        """The finished stage as an image in the store. Idempotent.
+    def image(self, index: int, *, intermediate: bool = False) -> ImageResult:
+        """The finished stage as an image in the store. Idempotent. intermediate: something else is made of it.
 
         Where layers of it lie elsewhere, only its manifest and config are there, and the store does not list it.
         """
@@ -314,7 +317,7 @@ class Engine:
         assert stage.config is not None
         if not self._has(stage.layers):
             image_id, manifest = self._store.describe(stage.config, stage.layers, self._notes(stage))
-            return ImageResult(image_id, stage.config, stage.layers, manifest)
+            return ImageResult(image_id, stage.config, stage.layers, manifest, stage.inherited)
         parent, needs = None, set()
         if any(other.dirty for other in self._stages.values()):
             parent = stage.parent or self._intermediate(stage, len(stage.made) - 1)
@@ -325,10 +328,11 @@ class Engine:
             stage.config,
             stage.layers,
             parent=parent,
+            intermediate=intermediate,
             needs=[need for need in needs if need is not None],
             annotations=self._notes(stage),
         )
-        return ImageResult(image.id, stage.config, stage.layers, image.manifest)
+        return ImageResult(image.id, stage.config, stage.layers, image.manifest, stage.inherited)
 
     def _notes(self, stage: StageRun) -> tuple[tuple[str, str], ...]:
         """The annotations of the image's manifest."""
@@ -418,13 +422,6 @@ class Engine:
             raise
         if record.layer is not None:
             stage.layers = (*stage.layers, record.layer)
-            if len(stage.layers) > MAX_LAYERS:
-                raise BuildError(
-                    f"this would be layer {len(stage.layers)}; docker refuses more than {MAX_LAYERS}",
-                    span=lowered.instruction.span,
-                    source=lowered.source,
-                    hint="join RUN instructions, or copy the result into a fresh stage",
-                )
         stage.made.append(Made(lowered, record.layer, record.created))
         stage.records.append(record)
         seconds = time.monotonic() - started

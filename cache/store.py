@@ -252,7 +252,7 @@ class Store:
         if config.diff_ids != tuple(layer.diff_id for layer in layers):
             raise StoreError("the layers of an image are not those that its config names")
         image_id, described = self.describe(config, layers, annotations)
-        blobs = [_oci_typed(layer.descriptor) for layer in layers]
+        blobs = [oci_typed(layer.descriptor) for layer in layers]
         return self._keep(image_id, described, config, blobs, parent, intermediate, tuple(needs))
 
     def describe(
@@ -264,7 +264,7 @@ class Store:
         build. Idempotent.
         """
         blob = self.put_blob(canonical(config.to_json()), CONFIG)
-        manifest = Manifest(blob, tuple(_oci_typed(layer.descriptor) for layer in layers), annotations=annotations)
+        manifest = Manifest(blob, tuple(oci_typed(layer.descriptor) for layer in layers), annotations=annotations)
         return blob.digest, self.put_blob(canonical(manifest.to_json()), MANIFEST)
 
     def adopt(self, manifest: Descriptor) -> Image:
@@ -813,7 +813,7 @@ _OCI_TYPES = {
 }
 
 
-def _oci_typed(descriptor: Descriptor) -> Descriptor:
+def oci_typed(descriptor: Descriptor) -> Descriptor:
     """A layer of a Docker image as an OCI manifest may name it."""
     other = _OCI_TYPES.get(descriptor.media_type)
     return descriptor if other is None else replace(descriptor, media_type=other)
