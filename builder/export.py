@@ -67,7 +67,7 @@ def export(
     for a type or an attribute that is not known; CorruptError when the store is damaged. After an error the place is as
     it was, but that a directory may have got some of the files (see `type=local`).
     """
-    check(spec)
+    check(spec, names)
     attributes = dict(spec.attributes)
     if spec.type == "cacheonly":
         return

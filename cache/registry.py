@@ -532,8 +532,8 @@ def _plain(content_type: str) -> str:
     return content_type.partition(";")[0].strip()
 
 
-def _named(where: Connection, repository: str, reference: str) -> str:
-    return f"{where.name}/{repository}{'@' if ':' in reference else ':'}{reference}"
+def _named(where: Connection | None, repository: str, reference: str) -> str:
+    return f"{where.name + '/' if where else ''}{repository}{'@' if ':' in reference else ':'}{reference}"
 
 
 def _manifest(where: Connection, repository: str, reference: str) -> tuple[Descriptor, bytes]:
@@ -542,7 +542,7 @@ def _manifest(where: Connection, repository: str, reference: str) -> tuple[Descr
     url = where.url(f"{repository}/manifests/{reference}")
     answer = where.call(what, "GET", url, _pulling(repository), {"Accept": _ACCEPT})
     if answer.status == 404:
-        raise NotFoundError(f"{where.name} has no image {full}{_remark(answer)}")
+        raise NotFoundError(f"{where.name} has no {_named(None, repository, reference)}{_remark(answer)}")
     if answer.status != 200:
         raise where.refusal(what, answer)
     media_type = _media_type(answer, full)
@@ -564,7 +564,7 @@ def _head(where: Connection, repository: str, reference: str) -> Descriptor:
     url = where.url(f"{repository}/manifests/{reference}")
     answer = where.call(what, "HEAD", url, _pulling(repository), {"Accept": _ACCEPT})
     if answer.status == 404:
-        raise NotFoundError(f"{where.name} has no image {full}")
+        raise NotFoundError(f"{where.name} has no {_named(None, repository, reference)}")
     if answer.status != 200:
         raise where.refusal(what, answer)
     headers = answer.headers
