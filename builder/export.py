@@ -10,6 +10,8 @@ images give equal bytes; no time of writing is in them.
     type=image,name=NAME,push=true  the store; with push, the registry of each name, too
     type=registry                   the same as type=image,push=true
     type=cacheonly                  nothing
+
+How the layers of an image are compressed and in whose words its documents are written: `form_of`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import stat
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from msgspec.structs import replace
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from builder.model import ImageResult, OutputSpec
     from builder.registries import Registries
+    from cache.repack import Form
     from cache.store import Store
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -42,13 +45,16 @@ _CONTAINERD_NAME = "io.containerd.image.name"
 _CHUNK = 1 << 20
 _STDOUT = 1
 
-_ATTRIBUTES = {
-    "oci": {"name", "tar"},
-    "docker": {"name", "tar"},
+FORM = frozenset({"compression", "compression-level", "force-compression", "oci-mediatypes"})
+"""The attributes of an output that `form_of` reads; the names are buildx's."""
+
+_ATTRIBUTES: dict[str, frozenset[str] | set[str]] = {
+    "oci": {"name", "tar"} | FORM,
+    "docker": {"name", "tar"} | FORM,
     "tar": {"platform-split"},
     "local": {"platform-split", "mode"},
-    "image": {"name", "push", "push-by-digest", "registry.insecure", "store", "unpack"},
-    "registry": {"name", "push-by-digest", "registry.insecure"},
+    "image": {"name", "push", "push-by-digest", "registry.insecure", "store", "unpack"} | FORM,
+    "registry": {"name", "push-by-digest", "registry.insecure"} | FORM,
     "cacheonly": set[str](),
 }
 
@@ -81,6 +87,7 @@ def export(
     what = f"{_TITLES[spec.type]} {'to standard output' if where == '-' else where}"
     report(ExportStarted(what))
     started = time.monotonic()
+    image = in_form(image, form_of(spec), store)
     try:
         size = _write(image, spec.type, where, names, store, folder=not _flag(attributes.get("tar", "true"), "tar"))
     except OSError as error:
@@ -123,6 +130,7 @@ def _push(
     if registries is None:
         raise UnsupportedError("this build is not to speak to registries")
     insecure = _flag(attributes.get("registry.insecure", "false"), "registry.insecure")
+    image = in_form(image, form_of(spec), store)
     for name in names:
         reference = Reference.parse(name)
         if _flag(attributes.get("push-by-digest", "false"), "push-by-digest"):
@@ -151,6 +159,7 @@ def check(spec: OutputSpec, names: Sequence[str] = ()) -> None:
         raise UnsupportedError(
             f"output type={spec.type}: platform-split is not supported", hint="a build makes one platform"
         )
+    form_of(spec)
     if spec.type in _KEPT:
         _check_kept(spec, names)
         return
@@ -195,8 +204,66 @@ def _check_kept(spec: OutputSpec, names: Sequence[str]) -> None:
         raise UnsupportedError(
             f"{where}: unpack=true is not supported", hint="layers are unpacked when a RUN needs them"
         )
+    if not pushes(spec) and FORM & attributes.keys():
+        raise UnsupportedError(
+            f"{where}: {min(FORM & attributes.keys())} counts for what is pushed or written to a file",
+            hint="add push=true, or use type=oci",
+        )
     if pushes(spec) and not (names or names_of(spec)):
         raise BuildError(f"{where}: the image has no name to push it by", hint="-t REGISTRY/NAME:TAG, or name=")
+
+
+_NAMES: dict[str, Literal["gzip", "zstd", "none"]] = {"gzip": "gzip", "zstd": "zstd", "uncompressed": "none"}
+
+
+def form_of(spec: OutputSpec) -> Form | None:
+    """How an output wants the image's blobs; None for as they are. BuildError for what can not be.
+
+    compression: gzip, zstd or uncompressed, for the layers that the build made; force-compression: for the base's, too.
+    oci-mediatypes: false for Docker's schema 2.
+    """
+    attributes = {name: value for name, value in spec.attributes if name in FORM}
+    if not attributes:
+        return None
+    from cache.compression import LEVELS, Compression
+    from cache.repack import Form
+
+    name, level = attributes.get("compression", ""), attributes.get("compression-level", "")
+    where = f"output type={spec.type}"
+    if name == "estargz":
+        raise UnsupportedError(f"{where}: compression=estargz is not supported", hint="gzip, zstd and uncompressed are")
+    if name and name not in _NAMES:
+        raise BuildError(f"{where}: there is no compression {name!r}", hint="gzip, zstd or uncompressed")
+    force = _flag(attributes.get("force-compression", "false"), "force-compression")
+    docker = not _flag(attributes.get("oci-mediatypes", "true"), "oci-mediatypes")
+    if docker and name == "zstd":
+        raise BuildError(
+            f"{where}: Docker's schema 2 has no zstd", hint="leave out oci-mediatypes=false, or compress with gzip"
+        )
+    if not name and (level or force):
+        name = "gzip"
+    if not name:
+        return Form(docker=docker)
+    kind = _NAMES[name]
+    if level and not (level.isdecimal() and int(level) in LEVELS[kind]):
+        known = LEVELS[kind]
+        hint = f"{name} has the levels {known[0]} to {known[-1]}" if known else f"{name} has no levels"
+        raise BuildError(f"{where}: compression-level={level} is not possible", hint=hint)
+    return Form(Compression(kind, int(level) if level else None), force, docker)
+
+
+def in_form(image: ImageResult, form: Form | None, store: Store, *, exact: bool = False) -> ImageResult:
+    """The image with its blobs as `form` says, all of them in the store. Idempotent, and free when done before.
+
+    exact: as `Compression.exact`. Raises NotFoundError and CorruptError for blobs that are not there or not whole.
+    """
+    if form is None:
+        return image
+    from cache.repack import repacked
+
+    if exact and form.compression is not None:
+        form = replace(form, compression=replace(form.compression, exact=True))
+    return replace(image, manifest=repacked(store, image.manifest, form, image.inherited))
 
 
 def _check_writable(dest: Path) -> None:

@@ -97,8 +97,9 @@ class CacheUse(Struct, frozen=True):
 class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
-    context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own. pull:
-    when registries are asked for bases: missing (in the store), always, never.
+    context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
+    squash: one layer of all that the build adds to its base. pull: when registries are asked for bases: missing (in the
+    store), always, never.
     """
 
     context: str = "."
@@ -118,6 +119,7 @@ class BuildRequest(Struct, frozen=True):
     ignore_file: str = ""
     cache: CacheUse = CacheUse()
     pull: str = "missing"
+    squash: bool = False
 
 
 # ---------------------------------------------------------------- planned
@@ -443,12 +445,16 @@ class Lowered(Struct, frozen=True):
 
 
 class ImageResult(Struct, frozen=True):
-    """A finished image: its config, layers and blobs, all of them in the store."""
+    """A finished image: its config, layers and blobs, all of them in the store.
+
+    inherited: so many of the lowest layers are those of the base.
+    """
 
     id: Digest
     config: ImageConfig
     layers: tuple[Layer, ...]
     manifest: Descriptor
+    inherited: int = 0
 
 
 class BuildResult(Struct, frozen=True):
