@@ -173,7 +173,7 @@ def _moving(
 
     stop = threading.Event()
     with Stop(stop) as stopped, open_store(given, around.environ) as store:
-        registries = open_registries(given, around.environ)
+        registries = open_registries(given, around.environ, stop.wait)
         display = progress(
             "none" if given.on("quiet") else "auto",
             around.stderr,
