@@ -90,7 +90,7 @@ def build(
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
             _export(image, spec, names, store, report, registries)
-        if remotes is None or _is_kept(request):
+        if engine.is_whole(made.target):
             for reference in references:
                 store.tag(reference, image.id)
         if remotes is not None and any(place.type != "inline" for place in request.cache_to):
@@ -181,6 +181,16 @@ def _check_outputs(request: BuildRequest) -> None:
         check(spec, request.tags)
 
 
+def _references(request: BuildRequest) -> list[Reference]:
+    """The names that the image gets in the store."""
+    found = [Reference.parse(tag) for tag in request.tags]
+    for spec in request.outputs:
+        from builder.export import names_of
+
+        found += names_of(spec)
+    return list(dict.fromkeys(found))
+
+
 def _squashed(image: ImageResult, store: Store, *, exact: bool) -> ImageResult:
     """The image with one layer above its base, in the store; the other one becomes what it was made of."""
     from builder.assembly import squashed
@@ -191,16 +201,6 @@ def _squashed(image: ImageResult, store: Store, *, exact: bool) -> ImageResult:
     config = squashed(image, layers)
     made = store.put_image(config, layers, parent=image.id)
     return ImageResult(made.id, config, layers, made.manifest, image.inherited)
-
-
-def _references(request: BuildRequest) -> list[Reference]:
-    """The names that the image gets in the store."""
-    found = [Reference.parse(tag) for tag in request.tags]
-    for spec in request.outputs:
-        from builder.export import names_of
-
-        found += names_of(spec)
-    return list(dict.fromkeys(found))
 
 
 def _export(

@@ -308,6 +308,10 @@ class Engine:
         """The layers of the finished stage. The bytes of those that were found elsewhere may still lie there."""
         return self._stages[index].layers
 
+    def is_whole(self, index: int) -> bool:
+        """Whether the store has the bytes of all layers of the finished stage."""
+        return self._has(self._stages[index].layers)
+
     def image(self, index: int, *, intermediate: bool = False) -> ImageResult:
         """The finished stage as an image in the store. Idempotent. intermediate: something else is made of it.
 

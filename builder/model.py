@@ -114,9 +114,9 @@ class CachePlace(Struct, frozen=True):
 class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
-    context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own. pull:
-    when registries are asked for bases: missing (in the store), always, never. squash: one layer of all that the
-    build adds to its base.
+    context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
+    squash: one layer of all that the build adds to its base. pull: when registries are asked for bases: missing (in the
+    store), always, never.
     """
 
     context: str = "."
@@ -138,6 +138,7 @@ class BuildRequest(Struct, frozen=True):
     cache_from: tuple[CachePlace, ...] = ()
     cache_to: tuple[CachePlace, ...] = ()
     pull: str = "missing"
+    squash: bool = False
 
 
 # ---------------------------------------------------------------- planned

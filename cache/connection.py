@@ -146,7 +146,7 @@ class Connection:
         ca_file: str | Sequence[str],
         client_cert: str,
         client_key: str,
-        sleep: Callable[[float], None],
+        sleep: Callable[[float], object],
     ) -> None:
         self.name = name
         self.host = _DOCKER_HOST if name == DOCKER else name
@@ -505,6 +505,9 @@ class Connection:
         status = answer.status
         known = self._credentials is not None
         hint = ""
+        if status == 401 and "insufficient_scope" in answer.headers.get("WWW-Authenticate", "") and known:
+            # Who we are is known, and that it is not enough: Docker Hub has no 403 for that.
+            status = 403
         if status == 401:
             reason = "the user name or the password is wrong" if known else "it asks for a login"
             hint = f"pybuild login {self.name}" + (" again" if known else "")

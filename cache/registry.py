@@ -92,7 +92,7 @@ class Registry:
         client_cert: str = "",
         client_key: str = "",
         mirrors: Sequence[Mirror] = (),
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.name = name
         self.connection = Connection(
@@ -105,12 +105,12 @@ class Registry:
             client_key=client_key,
             sleep=sleep,
         )
-        self._mirrors = tuple(mirrors)
+        self.mirrors = tuple(mirrors)
 
     def close(self) -> None:
         """Close the connections. A later use opens others."""
         self.connection.close()
-        for mirror in self._mirrors:
+        for mirror in self.mirrors:
             mirror.registry.close()
 
     # ------------------------------------------------------------ reading
@@ -137,10 +137,9 @@ class Registry:
 
     def has_blob(self, repository: str, digest: Digest) -> bool:
         """Whether the repository itself has a blob. Mirrors are not asked."""
-        return self._has_blob(repository, digest, _pulling(repository))
+        return self._has_blob(f"ask {self.name}/{repository} for a blob", repository, digest, _pulling(repository))
 
-    def _has_blob(self, repository: str, digest: Digest, wanted: Rights) -> bool:
-        what = f"ask {self.name}/{repository} for a blob"
+    def _has_blob(self, what: str, repository: str, digest: Digest, wanted: Rights) -> bool:
         answer = self.connection.call(what, "HEAD", self.connection.url(f"{repository}/blobs/{digest}"), wanted)
         if answer.status not in {200, 404}:
             raise self.connection.refusal(what, answer)
@@ -249,7 +248,7 @@ class Registry:
         takes back what has to be sent again.
         """
         wanted = _pushing(repository)
-        if self._has_blob(repository, descriptor.digest, wanted):
+        if self._has_blob(f"push to {self.name}/{repository}", repository, descriptor.digest, wanted):
             return False
         location = ""
         for source in [name for name in dict.fromkeys(mount_from) if name != repository][:_MOST_MOUNTS]:
@@ -286,7 +285,7 @@ class Registry:
     def _first(self, repository: str, action: Callable[[Connection, str], _T]) -> _T:
         """What a mirror gives, the first that does; else the registry itself."""
         failures = []
-        for mirror in self._mirrors:
+        for mirror in self.mirrors:
             where = mirror.registry.connection
             if where.failed:
                 continue
@@ -532,8 +531,8 @@ def _plain(content_type: str) -> str:
     return content_type.partition(";")[0].strip()
 
 
-def _named(where: Connection, repository: str, reference: str) -> str:
-    return f"{where.name}/{repository}{'@' if ':' in reference else ':'}{reference}"
+def _named(where: Connection | None, repository: str, reference: str) -> str:
+    return f"{where.name + '/' if where else ''}{repository}{'@' if ':' in reference else ':'}{reference}"
 
 
 def _manifest(where: Connection, repository: str, reference: str) -> tuple[Descriptor, bytes]:
@@ -542,7 +541,7 @@ def _manifest(where: Connection, repository: str, reference: str) -> tuple[Descr
     url = where.url(f"{repository}/manifests/{reference}")
     answer = where.call(what, "GET", url, _pulling(repository), {"Accept": _ACCEPT})
     if answer.status == 404:
-        raise NotFoundError(f"{where.name} has no image {full}{_remark(answer)}")
+        raise NotFoundError(f"{where.name} has no {_named(None, repository, reference)}{_remark(answer)}")
     if answer.status != 200:
         raise where.refusal(what, answer)
     media_type = _media_type(answer, full)
@@ -564,7 +563,7 @@ def _head(where: Connection, repository: str, reference: str) -> Descriptor:
     url = where.url(f"{repository}/manifests/{reference}")
     answer = where.call(what, "HEAD", url, _pulling(repository), {"Accept": _ACCEPT})
     if answer.status == 404:
-        raise NotFoundError(f"{where.name} has no image {full}")
+        raise NotFoundError(f"{where.name} has no {_named(None, repository, reference)}")
     if answer.status != 200:
         raise where.refusal(what, answer)
     headers = answer.headers

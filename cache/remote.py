@@ -97,6 +97,11 @@ class Source(Protocol):
         """How messages call it."""
         ...
 
+    @property
+    def shelf(self) -> Shelf:
+        """Where the blobs are that its records name."""
+        ...
+
     def find(self, key: str) -> Found | None:
         """The record of this key, or None."""
         ...
@@ -433,7 +438,9 @@ class Remotes:
         with self._lock:
             if source not in self._sources:
                 return
-            self._sources.remove(source)
+            self._sources = [other for other in self._sources if other.shelf is not source.shelf]
+            if self._claims is not None and self._claims.shelf is source.shelf:
+                self._claims = None
         self._tell(f"nothing more is taken from the cache {source.title}: {error.message}")
 
     def _tell(self, sentence: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from builder.cli.failure import StoreUnusableError
@@ -10,7 +11,7 @@ from builder.cli.surroundings import store_root
 from cache.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from builder.cli.flags import Given
     from builder.isolation import Isolation
@@ -25,8 +26,13 @@ INSECURE = (
 """The flags of commands that speak to registries."""
 
 
-def open_registries(given: Given, environ: Mapping[str, str]) -> Registries:
-    """The registries, as the user's settings and logins have them. BuildError for settings that are wrong."""
+def open_registries(
+    given: Given, environ: Mapping[str, str], sleep: Callable[[float], object] = time.sleep
+) -> Registries:
+    """The registries, as the user's settings and logins have them. BuildError for settings that are wrong.
+
+    sleep: how to wait before something is tried again.
+    """
     from builder.cli.surroundings import certificate_folders, config_file, login_files
     from builder.logins import Logins
     from builder.registries import Registries, Settings
@@ -36,6 +42,7 @@ def open_registries(given: Given, environ: Mapping[str, str]) -> Registries:
         Settings.load(config_file(environ)),
         insecure=given.on("insecure") or (given.has("tls-verify") and not given.on("tls-verify")),
         certificates=certificate_folders(environ),
+        sleep=sleep,
     )
 
 

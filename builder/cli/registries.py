@@ -102,7 +102,8 @@ def _pull(
     from builder import transfers
 
     if not given.on("quiet"):
-        around.say(f"{reference.tag or reference.digest}: Pulling from {_path(reference)}")
+        around.say(f"{reference.tag or reference.digest}: Pulling from {reference.repository}")
+        around.stdout.flush()
     place = transfers.Place(reference, registries.get(reference.registry))
     done = transfers.pull(place, platform, store=store, report=report, stop=stop)
     if not given.on("quiet"):
@@ -110,11 +111,6 @@ def _pull(
         state = "Downloaded newer image for" if done.new else "Image is up to date for"
         around.say(f"Status: {state} {reference.familiar}")
     around.say(reference.full)
-
-
-def _path(reference: Reference) -> str:
-    """The repository as docker calls it while pulling: without a registry."""
-    return reference.repository
 
 
 def push(given: Given, around: Surroundings) -> int:
@@ -137,6 +133,7 @@ def push(given: Given, around: Surroundings) -> int:
                 raise UsageError(f"the store has no image called {target.name}")
         if not given.on("quiet"):
             around.say(f"The push refers to repository [{target.name}]")
+            around.stdout.flush()
         for name, reference in pairs:
             _push(name, reference, given, around, store, registries, report, stop)
 
@@ -176,7 +173,7 @@ def _moving(
 
     stop = threading.Event()
     with Stop(stop) as stopped, open_store(given, around.environ) as store:
-        registries = open_registries(given, around.environ)
+        registries = open_registries(given, around.environ, stop.wait)
         display = progress(
             "none" if given.on("quiet") else "auto",
             around.stderr,

@@ -360,6 +360,13 @@ def got(played: PlayedRegistry) -> list[str]:
     return [seen.path.rpartition("/")[2] for seen in played.requests("GET", "/blobs/sha256:")]
 
 
+def got_layers(played: PlayedRegistry) -> set[str]:
+    """Those of them that are layers."""
+    sheets = [json.loads(data) for (_, tag), (_, data) in played.manifests.items() if ":" not in tag]
+    every = {layer["digest"] for sheet in sheets for layer in sheet["layers"] if "image.layer" in layer["mediaType"]}
+    return every & set(got(played))
+
+
 def layer_digests(machine: Machine, name: str = "app") -> set[str]:
     return {layer["digest"] for layer in machine.image(name).manifest["layers"]}
 
@@ -372,10 +379,7 @@ def test_a_cache_in_a_registry(machines: list[Machine], played: PlayedRegistry) 
     done = second.build(None, {}, f"--cache-from={ref}:main")
     assert all(done.cached.values())
     assert second.names() == first.names()
-    sheets = [json.loads(data) for (_, tag), (_, data) in played.manifests.items() if ":" not in tag]
-    every = {layer["digest"] for sheet in sheets for layer in sheet["layers"] if "image.layer" in layer["mediaType"]}
-    assert layer_digests(first) < every
-    assert every & set(got(played)) == layer_digests(first)
+    assert got_layers(played) == layer_digests(first)
     assert not any(machines[2].build(None, {}, f"--cache-from={ref}:other").cached.values())
 
 
@@ -390,21 +394,22 @@ def test_a_cached_build_that_is_pushed_moves_no_layer(machines: list[Machine], p
     played.seen.clear()
     done = second.build(None, {}, *cache, "--push", tag=f"{played.name}/app:2")
     assert all(done.cached.values())
-    assert got(played) == []
+    # No layer; what stage one holds decides about a COPY, so its listing is read.
+    assert not got_layers(played)
     assert sent(played) == 0
     assert played.manifests["app", "2"] == played.manifests["app", "1"]
     assert layers(second.root) == set()
     assert second.names() == {}
     # Into a repository that has none of the layers: the registry takes them over, but for the config.
     second.build(None, {}, *cache, "--push", tag=f"{played.name}/other:1")
-    assert got(played) == []
+    assert not got_layers(played)
     assert played.manifests["other", "1"] == played.manifests["app", "1"]
     played.seen.clear()
     # A new step on top: the bytes below it are not wanted either.
     done = third.build(STAGES + "COPY d /new\n", {}, *cache, "--push", tag=f"{played.name}/app:3")
     assert not done.steps[-1].cached
     assert got(played)
-    assert not layer_digests(first, name) & set(got(played))
+    assert not got_layers(played)
 
 
 def test_the_image_itself_may_carry_its_records(machines: list[Machine], played: PlayedRegistry) -> None:
@@ -438,8 +443,7 @@ def test_the_records_of_an_image_that_are_damaged_are_warned_of(
 def test_a_registry_that_can_not_be_reached_is_warned_of_once(machines: list[Machine]) -> None:
     done = machines[0].build(STAGES, FILES, "--cache-from=127.0.0.1:1/cache", "--cache-to=127.0.0.1:1/cache")
     told = [message.partition(" the cache")[0] for message in warnings(done)]
-    assert sorted(told)[:2] == ["nothing more is put into", "nothing more is taken from"]
-    assert len(told) <= 3
+    assert sorted(told) == ["nothing more is put into", "nothing more is taken from"]
 
 
 def test_a_registry_that_lets_nobody_in_is_warned_of(machines: list[Machine], played: PlayedRegistry) -> None:

@@ -68,7 +68,7 @@ def test_a_manifest_by_tag_and_by_digest(played: PlayedRegistry) -> None:
 
 
 def test_no_such_manifest(played: PlayedRegistry) -> None:
-    with pytest.raises(NotFoundError, match=r"has no image 127.0.0.1:\d+/library/app:2: manifest unknown"):
+    with pytest.raises(NotFoundError, match=r"127.0.0.1:\d+ has no library/app:2: manifest unknown"):
         client(played).manifest(REPOSITORY, "2")
 
 
