@@ -75,7 +75,7 @@ def build(
         open_request(request, store, stdin) as contexts,
         _caches(request, store, report, registries) as remotes,
     ):
-        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop))
+        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
         examined = examine(made, work.stages, contexts)
         findings = examined.all
         for finding in findings:
@@ -93,6 +93,8 @@ def build(
         if engine.is_whole(made.target):
             for reference in references:
                 store.tag(reference, image.id)
+        if remotes is not None:
+            remotes.adopt()
         if remotes is not None and any(place.type != "inline" for place in request.cache_to):
             _finish(remotes, request, report, stop)
     steps, cached = engine.counts()
@@ -222,10 +224,20 @@ def remote_of(
     registries: Callable[[], Registries] | None,
     report: Reporter,
     stop: threading.Event | None = None,
+    remotes: Remotes | None = None,
 ) -> bases.Remote | None:
-    """Where the build gets bases that the store has not, as `--pull` has it; each is asked for once. None: nowhere."""
+    """Where the build gets bases that the store has not, as `--pull` has it; each is asked for once. None: nowhere.
+
+    remotes: have the layers of a base when their bytes are wanted; without them they are pulled at once.
+    """
     if registries is None or request.pull == "never":
         return None
+    if remotes is not None:
+        from builder.sharing import glancing
+
+        glance = glancing(registries, store, remotes)
+    else:
+        glance = None
     pulled: dict[tuple[Reference, Platform], Image] = {}
 
     def pull(reference: Reference, platform: Platform) -> Image:
@@ -238,7 +250,7 @@ def remote_of(
             pulled[key] = done.image
         return pulled[key]
 
-    return bases.Remote(pull, request.pull == "always")
+    return bases.Remote(pull, request.pull == "always", glance)
 
 
 def open_request(request: BuildRequest, store: Store, stdin: BinaryIO | None) -> Contexts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builder import transfers
 from builder.errors import UnsupportedError
 from builder.events import Warned
 from builder.model import Finding
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from builder.events import Reporter
     from builder.model import BuildRequest, CachePlace
     from builder.registries import Registries
+    from builder.transfers import Glanced
+    from cache.oci import Platform
     from cache.remote import Source
     from cache.shelves import Shelf
     from cache.store import Store
@@ -66,6 +69,27 @@ def open_caches(
         if reference is not None and isinstance(found, Repository):
             sources.append(Inline(found, reference.digest or reference.tag))
     return Remotes(store, sources, targets, warn)
+
+
+def glancing(
+    registries: Callable[[], Registries], store: Store, remotes: Remotes
+) -> Callable[[Reference, Platform], Glanced]:
+    """What gets bases of registries but for their layers, each once; those are had from `remotes` when they are wanted.
+
+    A base whose layers have all come to the store is in it by its name at the end, as if it had been pulled.
+    """
+    known: dict[tuple[Reference, Platform], Glanced] = {}
+
+    def glance(reference: Reference, platform: Platform) -> Glanced:
+        key = (reference, platform)
+        if key not in known:
+            registry = registries().get(reference.registry)
+            found = known[key] = transfers.glance(transfers.Place(reference, registry), platform, store=store)
+            shelf = Repository(registry, reference.repository, reference.tag or "cache", store)
+            remotes.stand_on(shelf, found.layers, lambda: transfers.adopt(found, store))
+        return known[key]
+
+    return glance
 
 
 def _repository(place: CachePlace, store: Store, registries: Callable[[], Registries] | None) -> Repository:

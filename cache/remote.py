@@ -288,6 +288,8 @@ class Remotes:
         self._fetching: dict[str, threading.Lock] = {}
         self._found: dict[str, Found] = {}
         self._far: dict[str, Found] = {}
+        self._below: dict[str, tuple[Shelf, Descriptor]] = {}
+        self._bases: list[tuple[tuple[Layer, ...], Callable[[], object]]] = []
         self._listings: dict[str, tuple[Entry, ...]] = {}
         self._arrivals: dict[str, list[Callable[[], object]]] = {}
         self._lost: set[str] = set()
@@ -371,30 +373,55 @@ class Remotes:
     def bring(self, digest: Digest) -> bool:
         """Have a blob in the store that was found elsewhere; False for one that was not. See `cache.store.Elsewhere`.
 
-        LostError when it should be there and can not be had whole.
+        LostError when a step's layer should be there and can not be had whole, StoreError when a base's can not.
         """
         with self._lock:
-            found = self._far.get(digest)
-            if found is None:
+            found, below = self._far.get(digest), self._below.get(digest)
+            if found is None and below is None:
                 return False
             lock = self._fetching.setdefault(digest, threading.Lock())
-        assert found.record.layer is not None
-        blob = found.record.layer.descriptor
         with lock:
-            if not self._store.holds(blob):
+            if below is not None and not self._store.holds(below[1]):
                 try:
-                    with self._store.writer() as writer:
-                        found.shelf.read(blob, writer)
-                        writer.commit(digest, blob.size)
+                    self._fetch(*below)
+                except StoreError:
+                    if found is None:
+                        raise
+            if found is not None and found.record.layer is not None:
+                try:
+                    self._fetch(found.shelf, found.record.layer.descriptor)
                 except StoreError as error:
                     raise self._lose(found, error) from error
-                with self._lock:
-                    self.traffic.fetched += blob.size
         with self._lock:
             arrived = self._arrivals.pop(digest, [])
         for action in arrived:
             action()
         return True
+
+    def _fetch(self, shelf: Shelf, blob: Descriptor) -> None:
+        """Have a blob of a shelf in the store, verified."""
+        if self._store.holds(blob):
+            return
+        with self._store.writer() as writer:
+            shelf.read(blob, writer)
+            writer.commit(blob.digest, blob.size)
+        with self._lock:
+            self.traffic.fetched += blob.size
+
+    def stand_on(self, shelf: Shelf, layers: Sequence[Layer], arrived: Callable[[], object]) -> None:
+        """The build stands on an image whose layers lie on a shelf until they are wanted.
+
+        arrived: called by `adopt` when all of them have been.
+        """
+        with self._lock:
+            self._below.update({layer.descriptor.digest: (shelf, layer.descriptor) for layer in layers})
+            self._bases.append((tuple(layers), arrived))
+
+    def adopt(self) -> None:
+        """Call what waits for all the layers of an image to be in the store, where they are now."""
+        for layers, arrived in self._bases:
+            if all(self._store.holds(layer.descriptor) for layer in layers):
+                arrived()
 
     def listing(self, layer: Layer) -> tuple[Entry, ...] | None:
         """What a layer holds that lies elsewhere; None where that has to be found out from the layer's bytes."""

@@ -412,6 +412,45 @@ def test_a_cached_build_that_is_pushed_moves_no_layer(machines: list[Machine], p
     assert not got_layers(played)
 
 
+def test_of_a_base_in_a_registry_only_what_is_wanted_is_fetched(
+    machines: list[Machine], played: PlayedRegistry
+) -> None:
+    needs_run()
+    first, second, third = machines
+    base, cache = f"{played.name}/base:1", (f"--cache-to={played.name}/cache", f"--cache-from={played.name}/cache")
+    first.build("FROM base\n", {}, "--push", tag=base)
+    bottom = layer_digests(first, base)
+    first.pybuild("image", "rm", base)
+    text = f"FROM {base}\nRUN echo 1 > /1\n"
+    write(first.context, {"Dockerfile": text})
+    words = ("build", "--progress=rawjson", *cache, str(first.context))
+    first.pybuild(*words, "-t", "app")
+    # The bytes came, since a RUN wanted them, and the base is in the store as if it had been pulled.
+    assert set(first.names()) == {"app:latest", base}
+    played.seen.clear()
+    done = second.pybuild(*words, "--push", "-t", f"{played.name}/app:1")
+    assert all(done.cached.values())
+    assert not set(got(played)) & (bottom | layer_digests(first))
+    assert second.names() == {}
+    played.seen.clear()
+    third.pybuild(*words, "-t", "app")
+    assert bottom | layer_digests(first) <= set(got(played))
+    assert third.names() == first.names()
+    assert third.pybuild("fsck").code == 0
+
+
+def test_a_base_whose_layer_is_gone_is_told(machines: list[Machine], played: PlayedRegistry) -> None:
+    needs_run()
+    first, second, _ = machines
+    base = f"{played.name}/base:1"
+    first.build("FROM base\n", {}, "--push", tag=base)
+    for digest in layer_digests(first, base):
+        played.has["base"].discard(digest)
+    write(first.context, {"Dockerfile": f"FROM {base}\nRUN true\n"})
+    done = second.pybuild("build", f"--cache-from={played.name}/cache", str(first.context), code=1)
+    assert f"can not get the blob {digest[7:19]}" in done.err
+
+
 def test_the_image_itself_may_carry_its_records(machines: list[Machine], played: PlayedRegistry) -> None:
     first, second, third = machines
     name = f"{played.name}/app:1"
