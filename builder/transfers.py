@@ -9,6 +9,7 @@ writes blobs, then manifests, then the tag: a reader never finds half of it.
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, BinaryIO, Self
@@ -106,6 +107,7 @@ def pull(
             config_data = _config(place, manifest.config, store)
             _check_config(place, manifest, config_data, platform if strict and top.digest == found.digest else None)
             layers = {layer.digest: layer for layer in manifest.layers}
+            _check_room(place, [layer for layer in layers.values() if not store.holds(layer)], store)
             transfer.run(list(layers.values()), lambda layer: _pull_layer(place, layer, store, transfer))
         store.put_blob(config_data, manifest.config.media_type)
         store.put_blob(data, found.media_type)
@@ -211,6 +213,17 @@ def _check_config(place: Place, manifest: Manifest, data: bytes, platform: Platf
     if platform is not None and config.platform.architecture and normal_platform(config.platform) not in runs(platform):
         raise BuildError(
             f"{title} has no image for {platform}", hint=f"it has {config.platform}; choose with --platform"
+        )
+
+
+def _check_room(place: Place, missing: Sequence[Descriptor], store: Store) -> None:
+    """Sooner than when the disk is full: a manifest may name layers of any size."""
+    wanted = sum(layer.size for layer in missing)
+    found = os.statvfs(store.root)
+    if wanted > (room := found.f_bavail * found.f_frsize):
+        raise StoreError(
+            f"{place.reference.full} needs {wanted / 1e9:.1f} GB more, and {store.root} has {room / 1e9:.1f} GB",
+            "pybuild image prune and pybuild cache prune free space",
         )
 
 
