@@ -165,7 +165,7 @@ def _push(
 
 @contextmanager
 def _shown(given: Given, around: Surroundings) -> Iterator[Reporter]:
-    """The display of one transfer. It is over before anything is written to standard output, often the same terminal."""
+    """The display of one transfer, over before anything goes to standard output: often it is the same terminal."""
     from builder.terminal import progress
 
     display = progress(
