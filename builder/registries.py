@@ -17,6 +17,7 @@ and, as for docker and podman, in folders of certificates: `certs.d/HOST[:PORT]/
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,8 @@ class Settings(Struct, frozen=True):
             return Settings()
         try:
             data = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            # Where HOME is still another user's, his settings are not to be had, and not meant either.
             return Settings()
         except OSError as error:
             raise BuildError(f"can not read {path}: {error.strerror}") from None
@@ -147,7 +149,7 @@ class Registries:
     """The clients, each made when it is first asked for. Safe for threads.
 
     insecure: of every registry, whatever the settings say (`--insecure`). certificates: folders that hold a folder for
-    each host, the later ones on top.
+    each host, the later ones on top. sleep: how to wait before something is tried again.
     """
 
     def __init__(
@@ -157,12 +159,14 @@ class Registries:
         *,
         insecure: bool = False,
         certificates: tuple[Path, ...] = (),
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.settings = settings
         self._logins = logins
         self._about = dict(settings.registries)
         self._insecure = insecure
-        self._certificates = certificates
+        self._folders = certificates
+        self._sleep = sleep
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, bool], Registry] = {}
 
@@ -205,7 +209,7 @@ class Registries:
     ) -> Registry:
         from cache.registry import Registry
 
-        authorities, cert, key = self._found(name)
+        authorities, cert, key = self.certificates(name)
         return Registry(
             name,
             credentials=credentials or self._logins.find,
@@ -215,13 +219,14 @@ class Registries:
             client_cert=cert,
             client_key=key,
             mirrors=mirrors,
+            sleep=self._sleep,
         )
 
-    def _found(self, name: str) -> tuple[tuple[str, ...], str, str]:
+    def certificates(self, name: str) -> tuple[tuple[str, ...], str, str]:
         """The authorities, the client's certificate and its key in the folders for a host."""
         authorities: list[str] = []
         cert = key = ""
-        for folder in self._certificates:
+        for folder in self._folders:
             try:
                 names = sorted(path.name for path in (folder / name).iterdir())
             except OSError:

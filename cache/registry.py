@@ -92,7 +92,7 @@ class Registry:
         client_cert: str = "",
         client_key: str = "",
         mirrors: Sequence[Mirror] = (),
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.name = name
         self.connection = Connection(
@@ -105,13 +105,18 @@ class Registry:
             client_key=client_key,
             sleep=sleep,
         )
-        self._mirrors = tuple(mirrors)
+        self.mirrors = tuple(mirrors)
 
     def close(self) -> None:
         """Close the connections. A later use opens others."""
         self.connection.close()
-        for mirror in self._mirrors:
+        for mirror in self.mirrors:
             mirror.registry.close()
+
+    def abort(self) -> None:
+        """Break off what other threads are reading, for good: their calls end with an error, soon."""
+        for where in (self.connection, *(mirror.registry.connection for mirror in self.mirrors)):
+            where.abort()
 
     # ------------------------------------------------------------ reading
 
@@ -137,10 +142,9 @@ class Registry:
 
     def has_blob(self, repository: str, digest: Digest) -> bool:
         """Whether the repository itself has a blob. Mirrors are not asked."""
-        return self._has_blob(repository, digest, _pulling(repository))
+        return self._has_blob(f"ask {self.name}/{repository} for a blob", repository, digest, _pulling(repository))
 
-    def _has_blob(self, repository: str, digest: Digest, wanted: Rights) -> bool:
-        what = f"ask {self.name}/{repository} for a blob"
+    def _has_blob(self, what: str, repository: str, digest: Digest, wanted: Rights) -> bool:
         answer = self.connection.call(what, "HEAD", self.connection.url(f"{repository}/blobs/{digest}"), wanted)
         if answer.status not in {200, 404}:
             raise self.connection.refusal(what, answer)
@@ -249,7 +253,7 @@ class Registry:
         takes back what has to be sent again.
         """
         wanted = _pushing(repository)
-        if self._has_blob(repository, descriptor.digest, wanted):
+        if self._has_blob(f"push to {self.name}/{repository}", repository, descriptor.digest, wanted):
             return False
         location = ""
         for source in [name for name in dict.fromkeys(mount_from) if name != repository][:_MOST_MOUNTS]:
@@ -286,7 +290,7 @@ class Registry:
     def _first(self, repository: str, action: Callable[[Connection, str], _T]) -> _T:
         """What a mirror gives, the first that does; else the registry itself."""
         failures = []
-        for mirror in self._mirrors:
+        for mirror in self.mirrors:
             where = mirror.registry.connection
             if where.failed:
                 continue

@@ -30,10 +30,11 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
     # Nobody's credentials, and no registry asked for a base unless a test says so.
     monkeypatch.setenv("DOCKER_CONFIG", str(base / "docker-config"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(base / "config"))
-    settings = base / "config" / "pybuild" / "config.toml"
-    if not settings.exists():
-        settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text('pull = "never"\n')
+    # podman insists on the file, where there is the variable.
+    for name, text in (("docker-config/config.json", "{}"), ("config/pybuild/config.toml", 'pull = "never"\n')):
+        if not (base / name).exists():
+            (base / name).parent.mkdir(parents=True, exist_ok=True)
+            (base / name).write_text(text)
 
 
 @functools.cache

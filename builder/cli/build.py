@@ -173,7 +173,7 @@ def build(given: Given, around: Surroundings) -> int:
                 report=display,
                 stop=stop,
                 stdin=around.stdin,
-                registries=functools.cache(lambda: open_registries(given, around.environ)),
+                registries=functools.cache(lambda: open_registries(given, around.environ, stop.wait)),
             )
         except Exception:
             if stopped.code is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import TYPE_CHECKING
 
 from builder.cli.failure import StoreUnusableError
@@ -10,7 +12,7 @@ from builder.cli.surroundings import store_root
 from cache.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from builder.cli.flags import Given
     from builder.isolation import Isolation
@@ -25,8 +27,13 @@ INSECURE = (
 """The flags of commands that speak to registries."""
 
 
-def open_registries(given: Given, environ: Mapping[str, str]) -> Registries:
-    """The registries, as the user's settings and logins have them. BuildError for settings that are wrong."""
+def open_registries(
+    given: Given, environ: Mapping[str, str], sleep: Callable[[float], object] = time.sleep
+) -> Registries:
+    """The registries, as the user's settings and logins have them. BuildError for settings that are wrong.
+
+    sleep: how to wait before something is tried again.
+    """
     from builder.cli.surroundings import certificate_folders, config_file, login_files
     from builder.logins import Logins
     from builder.registries import Registries, Settings
@@ -36,6 +43,7 @@ def open_registries(given: Given, environ: Mapping[str, str]) -> Registries:
         Settings.load(config_file(environ)),
         insecure=given.on("insecure") or (given.has("tls-verify") and not given.on("tls-verify")),
         certificates=certificate_folders(environ),
+        sleep=sleep,
     )
 
 
@@ -44,7 +52,7 @@ def pull_policy(environ: Mapping[str, str]) -> str:
     from builder.cli.surroundings import config_file
 
     path = config_file(environ)
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         return "missing"
     from builder.registries import Settings
 
