@@ -68,7 +68,8 @@ class Settings(Struct, frozen=True):
             return Settings()
         try:
             data = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            # Where HOME is still another user's, his settings are not to be had, and not meant either.
             return Settings()
         except OSError as error:
             raise BuildError(f"can not read {path}: {error.strerror}") from None

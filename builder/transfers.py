@@ -9,6 +9,7 @@ writes blobs, then manifests, then the tag: a reader never finds half of it.
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, BinaryIO, Self
@@ -103,10 +104,11 @@ def pull(
         found, data = _for_platform(place, top, data, wanted, store)
         manifest = _manifest(place, found, data)
         what = f"pulling {place.reference.full}"
-        with _Transfer(what, report, stop) as transfer:
+        with _Transfer(what, place.registry, report, stop) as transfer:
             config_data = _config(place, manifest.config, store)
             _check_config(place, manifest, config_data, platform if strict and top.digest == found.digest else None)
             layers = {layer.digest: layer for layer in manifest.layers}
+            _check_room(place, [layer for layer in layers.values() if not store.holds(layer)], store)
             transfer.run(list(layers.values()), lambda layer: _pull_layer(place, layer, store, transfer))
         store.put_blob(config_data, manifest.config.media_type)
         store.put_blob(data, found.media_type)
@@ -215,6 +217,17 @@ def _check_config(place: Place, manifest: Manifest, data: bytes, platform: Platf
         )
 
 
+def _check_room(place: Place, missing: Sequence[Descriptor], store: Store) -> None:
+    """Sooner than when the disk is full: a manifest may name layers of any size."""
+    wanted = sum(layer.size for layer in missing)
+    found = os.statvfs(store.root)
+    if wanted > (room := found.f_bavail * found.f_frsize):
+        raise StoreError(
+            f"{place.reference.full} needs {wanted / 1e9:.1f} GB more, and {store.root} has {room / 1e9:.1f} GB",
+            "pybuild image prune and pybuild cache prune free space",
+        )
+
+
 def _pull_layer(place: Place, layer: Descriptor, store: Store, transfer: _Transfer) -> None:
     if store.holds(layer):
         transfer.moved(layer, layer.size, "present")
@@ -287,7 +300,7 @@ def push(
         raise BuildError(f"can not push as {reference.full}: the image has the digest {top.digest}")
     with store.lease():
         manifests, blobs = _contents(top, store)
-        with _Transfer(f"pushing {reference.full}", report, stop) as transfer:
+        with _Transfer(f"pushing {reference.full}", place.registry, report, stop) as transfer:
             transfer.run(blobs, lambda blob: _push_blob(place, blob, store, transfer))
             for described, data in manifests:
                 named = reference.tag if described is top and not reference.digest else described.digest
@@ -358,8 +371,9 @@ def _push_blob(place: Place, blob: Descriptor, store: Store, transfer: _Transfer
 class _Transfer:
     """Blobs that move side by side; tells how far they are, and stops all of them when one can not go on."""
 
-    def __init__(self, what: str, report: Reporter, stop: threading.Event | None) -> None:
+    def __init__(self, what: str, registry: Registry, report: Reporter, stop: threading.Event | None) -> None:
         self._what = what
+        self._registry = registry
         self._report = report
         self._stop = stop
         self._failed = threading.Event()
@@ -380,7 +394,7 @@ class _Transfer:
 
     def run(self, blobs: Sequence[Descriptor], action: Callable[[Descriptor], None]) -> None:
         """Do `action` for each blob, several at once. The first error is raised when all have stopped."""
-        from concurrent.futures import ThreadPoolExecutor
+        from concurrent.futures import ThreadPoolExecutor, wait
 
         self._blobs += len(blobs)
         errors: list[BaseException] = []
@@ -397,13 +411,12 @@ class _Transfer:
                 self._failed.set()
 
         with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="transfer") as pool:
-            try:
-                # The large ones first, so that none of them is left alone at the end.
-                for waiting in [pool.submit(one, blob) for blob in sorted(blobs, key=lambda blob: -blob.size)]:
-                    waiting.result()
-            except BaseException:
-                self._failed.set()
-                raise
+            # The large ones first, so that none of them is left alone at the end.
+            waiting = {pool.submit(one, blob) for blob in sorted(blobs, key=lambda blob: -blob.size)}
+            while waiting:
+                waiting = wait(waiting, _EVERY).not_done
+                if self._stop is not None and self._stop.is_set():
+                    self._registry.abort()
         if errors:
             raise errors[0]
 

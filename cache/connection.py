@@ -115,7 +115,8 @@ class Body:
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, and none at the end."""
         try:
-            return self._response.read(size, decode_content=False)
+            # As much as has come: a reader has to get the word when bytes come slowly, to see that it is to stop.
+            return self._response.read1(size, decode_content=False)
         except HTTPError as error:
             raise self._connection.broken(self._what, error) from None
 
@@ -123,17 +124,25 @@ class Body:
         """The whole of it, which has to be small: an error's."""
         return self._connection.taken(self._what, self._response, self._url, REMARK_LIMIT)
 
+    def shutdown(self) -> None:
+        """Have a `read` that waits in another thread end now."""
+        with suppress(ValueError, RuntimeError, OSError):
+            self._response.shutdown()
+
     def __enter__(self) -> Self:
+        self._connection.bodies.add(self)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._connection.bodies.discard(self)
         _release(self._response)
 
 
 class Connection:
     """One registry, by the name that stands in references. Safe for threads; keeps connections and tokens.
 
-    The parameters are those of `cache.registry.Registry`. failed: for whoever has other places to ask.
+    The parameters are those of `cache.registry.Registry`. failed: for whoever has other places to ask. bodies: that are
+    being read.
     """
 
     def __init__(
@@ -164,6 +173,14 @@ class Connection:
         self._asked = False
         self._tokens = Tokens()
         self.failed = False
+        self.bodies: set[Body] = set()
+        self._over = False
+
+    def abort(self) -> None:
+        """Break off what is being read, in whatever thread, and try nothing again. For good."""
+        self._over = True
+        for body in self.bodies.copy():
+            body.shutdown()
 
     def close(self) -> None:
         """Close the connections. A later use opens others."""
@@ -209,7 +226,7 @@ class Connection:
                     count, before = 0, done()
                 count += 1
                 wait = 0.25 * 2**count * random.uniform(0.75, 1.25) if failure.wait is None else failure.wait
-                if count >= min(attempts, failure.attempts):
+                if self._over or count >= min(attempts, failure.attempts):
                     raise
                 if wait > _LONGEST_WAIT:
                     failure.hint = f"the server asks to come back in {wait:.0f} seconds"

@@ -113,6 +113,11 @@ class Registry:
         for mirror in self.mirrors:
             mirror.registry.close()
 
+    def abort(self) -> None:
+        """Break off what other threads are reading, for good: their calls end with an error, soon."""
+        for where in (self.connection, *(mirror.registry.connection for mirror in self.mirrors)):
+            where.abort()
+
     # ------------------------------------------------------------ reading
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ def pull_policy(environ: Mapping[str, str]) -> str:
     from builder.cli.surroundings import config_file
 
     path = config_file(environ)
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         return "missing"
     from builder.registries import Settings
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from builder.cli.flags import Command, Flag, UsageError
 from builder.cli.opened import INSECURE, open_registries, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from builder.cli.flags import Given
     from builder.cli.surroundings import Surroundings
@@ -77,14 +78,14 @@ def pull(given: Given, around: Surroundings) -> int:
         if everything and (reference.digest or word.rpartition("/")[2] != word.rpartition("/")[2].partition(":")[0]):
             raise UsageError("with --all-tags, a name has neither tag nor digest", hint="the repository alone")
 
-    def perform(store: Store, registries: Registries, report: Reporter, stop: threading.Event) -> None:
+    def perform(store: Store, registries: Registries, stop: threading.Event) -> None:
         for reference in references:
             wanted = [reference]
             if everything:
                 tags = registries.get(reference.registry).tags(reference.repository)
                 wanted = [Reference(reference.registry, reference.repository, tag) for tag in tags]
             for each in wanted:
-                _pull(each, platform, given, around, store, registries, report, stop)
+                _pull(each, platform, given, around, store, registries, stop)
 
     return _moving(given, around, perform)
 
@@ -96,7 +97,6 @@ def _pull(
     around: Surroundings,
     store: Store,
     registries: Registries,
-    report: Reporter,
     stop: threading.Event,
 ) -> None:
     from builder import transfers
@@ -105,7 +105,8 @@ def _pull(
         around.say(f"{reference.tag or reference.digest}: Pulling from {reference.repository}")
         around.stdout.flush()
     place = transfers.Place(reference, registries.get(reference.registry))
-    done = transfers.pull(place, platform, store=store, report=report, stop=stop)
+    with _shown(given, around) as report:
+        done = transfers.pull(place, platform, store=store, report=report, stop=stop)
     if not given.on("quiet"):
         around.say(f"Digest: {done.digest}")
         state = "Downloaded newer image for" if done.new else "Image is up to date for"
@@ -123,7 +124,7 @@ def push(given: Given, around: Surroundings) -> int:
     if everything and (len(given.words) == 2 or target.full != Reference.parse(f"{target.name}:latest").full):
         raise UsageError("with --all-tags, the one name has no tag", hint="the repository alone")
 
-    def perform(store: Store, registries: Registries, report: Reporter, stop: threading.Event) -> None:
+    def perform(store: Store, registries: Registries, stop: threading.Event) -> None:
         pairs = [(source, target)]
         if everything:
             names = sorted(name for image in store.images() for name in image.names)
@@ -135,7 +136,7 @@ def push(given: Given, around: Surroundings) -> int:
             around.say(f"The push refers to repository [{target.name}]")
             around.stdout.flush()
         for name, reference in pairs:
-            _push(name, reference, given, around, store, registries, report, stop)
+            _push(name, reference, given, around, store, registries, stop)
 
     return _moving(given, around, perform)
 
@@ -147,14 +148,14 @@ def _push(
     around: Surroundings,
     store: Store,
     registries: Registries,
-    report: Reporter,
     stop: threading.Event,
 ) -> None:
     from builder import transfers
 
     image = store.image(name)
     place = transfers.Place(reference, registries.get(reference.registry))
-    transfers.push(place, image.manifest, store=store, report=report, stop=stop)
+    with _shown(given, around) as report:
+        transfers.push(place, image.manifest, store=store, report=report, stop=stop)
     transfers.note(place, image.id, image.manifest, store.config(image).platform, store)
     if given.on("quiet"):
         around.say(reference.full)
@@ -162,33 +163,37 @@ def _push(
         around.say(f"{reference.tag or reference.digest}: digest: {image.manifest.digest} size: {image.manifest.size}")
 
 
-def _moving(
-    given: Given,
-    around: Surroundings,
-    perform: Callable[[Store, Registries, Reporter, threading.Event], None],
-) -> int:
-    """Do something with store and registries, with its progress shown, until it is done or stopped."""
-    from builder.cli.stopping import Stop
+@contextmanager
+def _shown(given: Given, around: Surroundings) -> Iterator[Reporter]:
+    """The display of one transfer, over before anything goes to standard output: often it is the same terminal."""
     from builder.terminal import progress
+
+    display = progress(
+        "none" if given.on("quiet") else "auto",
+        around.stderr,
+        colour=around.colour(around.stderr),
+        dumb=around.environ.get("TERM", "dumb") == "dumb",
+    )
+    try:
+        yield display
+    finally:
+        display.close()
+
+
+def _moving(given: Given, around: Surroundings, perform: Callable[[Store, Registries, threading.Event], None]) -> int:
+    """Do something with store and registries until it is done or stopped."""
+    from builder.cli.stopping import Stop
 
     stop = threading.Event()
     with Stop(stop) as stopped, open_store(given, around.environ) as store:
         registries = open_registries(given, around.environ, stop.wait)
-        display = progress(
-            "none" if given.on("quiet") else "auto",
-            around.stderr,
-            colour=around.colour(around.stderr),
-            dumb=around.environ.get("TERM", "dumb") == "dumb",
-        )
         try:
-            perform(store, registries, display, stop)
+            perform(store, registries, stop)
         except Exception:
             if stopped.code is not None:
-                display.close()
                 return stopped.tell(around)
             raise
         finally:
-            display.close()
             registries.close()
     return 0
 

@@ -277,6 +277,16 @@ def test_a_layer_that_can_not_be_had_leaves_no_image(played: PlayedRegistry, sto
     assert pull(played, store).new
 
 
+def test_layers_that_no_disk_would_hold(played: PlayedRegistry, store: Store) -> None:
+    made = Made(played)
+    layers = [{**layer, "size": 10**17} for layer in made.manifest["layers"]]
+    broken(played, layers=layers)
+    with pytest.raises(StoreError, match=r"needs 300000000\.0 GB more"):
+        pull(played, store)
+    assert not played.requests("GET", f"/blobs/{layers[0]['digest']}")
+    assert nothing_in(store)
+
+
 def test_a_cut_layer_is_no_failure(played: PlayedRegistry, store: Store) -> None:
     made = Made(played)
     blob = made.blobs[2]
