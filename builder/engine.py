@@ -464,7 +464,8 @@ class Engine:
             record = found.record
         if record is not None and oldest is not None:
             return None, Why(f"made {_span(age)} ago, more than {_span(oldest)}")
-        return None, self._index.why(place(), parts, identity)
+        elsewhere = self._remotes.explanation if self._remotes is not None else None
+        return None, self._index.why(place(), parts, identity, elsewhere)
 
     def _taken(self, stage: StageRun, found: Found, parts: list[Part], place: Callable[[], Place]) -> Record:
         """A record that lies elsewhere; the store's own index has it as soon as the store has its layer."""

@@ -20,7 +20,7 @@ from cache.oci import Descriptor, Digest, Layer
 from cache.reasons import NEVER, NEW, Difference, Why, compared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from cache.database import Database
 
@@ -251,9 +251,20 @@ class Index:
         """Why the step is not in the cache, in a few words."""
         return self.why(place, parts).reason
 
-    def why(self, place: Place, parts: Sequence[Part], identity: str = "") -> Why:
-        """Why the step is not in the cache. identity: its key, where it has hidden parts."""
+    def why(
+        self,
+        place: Place,
+        parts: Sequence[Part],
+        identity: str = "",
+        elsewhere: Callable[[Place], tuple[Sequence[Part], Sequence[Part]] | None] | None = None,
+    ) -> Why:
+        """Why the step is not in the cache. identity: its key, where it has hidden parts.
+
+        elsewhere: asked for the parts and the notes of such a step's record where the store has none.
+        """
         found = self.differences(place, parts)
+        if found is None and elsewhere is not None and (known := elsewhere(place)) is not None:
+            found = _told(compared(known[0], parts), known[1], place) or None
         if found is None:
             return Why(NEW if self._is_known(place.build) else NEVER)
         if not found:

@@ -2,7 +2,8 @@
 
 A step's record is a sheet `step-<key>` (see `cache.shelves`): an OCI manifest whose config holds the readable parts of
 the key, whose layers are the step's layer and its listing, and whose annotation is the record. Looking one up is one
-request, whatever the size of the cache; writing one touches nothing that anybody else writes. The listing is there so
+request, whatever the size of the cache; writing one touches nothing that anybody else writes. The same sheet, as
+`place-<hash of what the step says>`, explains misses where the own store has nothing to compare with. The listing is so
 that destinations of COPY, users' names and rules that look into layers need none of the layer's own bytes.
 
 A layer that is found elsewhere stays there until bytes of it are wanted: `Remotes` stands behind the store
@@ -19,6 +20,7 @@ two may do the same step when their claims cross on the way. That costs work and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
@@ -73,6 +75,7 @@ _WORKERS = 3
 _PATIENCE = 10.0
 """Seconds to wait for a cache mount that another build has for itself."""
 _LISTING_LIMIT = 256 << 20
+_PARTS_LIMIT = 64 << 20
 _CONFIG_LIMIT = 8 << 20
 
 
@@ -361,6 +364,19 @@ class Remotes:
                 return found
         return None
 
+    def explanation(self, place: Place) -> tuple[Sequence[Part], Sequence[Part]] | None:
+        """The parts and notes of the last record that was made of a step of this stage and these words; or None."""
+        for source in self._sources:
+            if isinstance(source, Steps):
+                # It is for reading only: what is wrong with it is no matter.
+                with suppress(StoreError, msgspec.DecodeError):
+                    sheet = source.shelf.find(_place_name(place))
+                    if sheet is not None:
+                        data = _gunzipped(read_small(source.shelf, sheet.config, _PARTS_LIMIT), _PARTS_LIMIT)
+                        found = msgspec.json.decode(data, type=_Explained)
+                        return found.parts, found.notes
+        return None
+
     def on_arrival(self, found: Found, action: Callable[[], object]) -> None:
         """Do something when the record's layer is in the store: now, or when its bytes have been fetched."""
         layer = found.record.layer
@@ -574,7 +590,10 @@ class Remotes:
             else:
                 self._put_bytes(shelf, b"{}", EMPTY.media_type)
             config = self._put_bytes(shelf, _gzipped(_parts_text(parts, place())), PARTS)
-            shelf.keep(f"step-{record.key}", record_sheet(record, written, config, entries))
+            sheet = record_sheet(record, written, config, entries)
+            shelf.keep(f"step-{record.key}", sheet)
+            if anew:
+                shelf.keep(_place_name(place()), sheet)
         except LostError:
             return  # told, and done again
         except StoreError as error:
@@ -852,10 +871,23 @@ def _held(place: Path, stop: Callable[[], bool]) -> Iterator[bool]:
         os.close(lock)
 
 
+class _Explained(Struct, frozen=True):
+    """What explains a miss of a step like the one of these parts."""
+
+    title: str
+    notes: tuple[tuple[str, str], ...]
+    parts: tuple[tuple[str, str], ...]
+
+
 def _parts_text(parts: Sequence[Part], place: Place) -> bytes:
-    """What explains a miss of a step like this one, as JSON."""
-    document = {"step": place.step, "title": place.title, "notes": list(place.notes), "parts": list(parts)}
+    # Not by msgspec: names of files need not be UTF-8, and JSON's escapes can say what stands for other bytes.
+    document = {"title": place.title, "notes": list(place.notes), "parts": list(parts)}
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _place_name(place: Place) -> str:
+    """The name of the sheet that explains misses of a step. The context's place counts not: machines differ in it."""
+    return "place-" + hashlib.sha256(f"{place.stage}\n{place.title}".encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _gzipped(data: bytes) -> bytes:

@@ -184,6 +184,19 @@ def test_steps_before_the_one_that_failed_are_kept(machines: list[Machine], shel
     assert second.build(text.format("/a"), {}, of(shelf)).steps[0].cached
 
 
+def test_a_miss_on_a_fresh_machine_is_explained_by_what_others_have_done(
+    machines: list[Machine], shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = machines
+    first.build(STAGES, {**FILES, "caf\udce9": "x"}, to(shelf))
+    (first.context / "d/c").chmod(0o755)
+    done = second.build(None, {"a": "2"}, of(shelf), "--explain")
+    assert [step.reason for step in done.steps[:2]] == ["a: content changed", "d/c: mode 644 → 755 and 1 more"]
+    for path in (shelf / "sheets").glob("place-*"):
+        path.write_bytes(b"{}")
+    assert third.build(None, {}, of(shelf)).steps[0].reason == "first build"
+
+
 def test_a_secret_is_in_no_cache(machines: list[Machine], shelf: Path) -> None:
     text = "FROM scratch\nARG API_TOKEN\nCOPY a /$API_TOKEN-x\nARG OTHER\nCOPY a /b\n"
     machines[0].build(text, FILES, to(shelf), "--build-arg=API_TOKEN=hunter2")
@@ -375,7 +388,7 @@ def test_a_cache_in_a_registry(machines: list[Machine], played: PlayedRegistry) 
     first, second, _ = machines
     ref = f"{played.name}/team/cache"
     first.build(STAGES, FILES, f"--cache-to=type=registry,ref={ref}:main")
-    assert {tag[:10] for _, tag in played.manifests if ":" not in tag} == {"main-step-"}
+    assert {tag[:10] for _, tag in played.manifests if ":" not in tag} == {"main-step-", "main-place"}
     done = second.build(None, {}, f"--cache-from={ref}:main")
     assert all(done.cached.values())
     assert second.names() == first.names()
