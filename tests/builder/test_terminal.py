@@ -424,7 +424,7 @@ def test_a_fault_in_drawing_loses_no_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 PULL = "pulling reg.lan/app:1"
 ONE, TWO, THREE = ("sha256:" + letter * 64 for letter in "123")
-TRANSFER = (
+TRANSFER: tuple[Event, ...] = (
     TransferStarted(PULL),
     BlobMoved(PULL, ONE, 500_000, 2_000_000, "moving"),
     BlobMoved(PULL, TWO, 100, 100, "present"),
