@@ -523,7 +523,7 @@ def test_what_one_may_not_do_needs_no_other_password(played: PlayedRegistry) -> 
     played.tokens = True
     challenge = f'Bearer realm="http://{played.name}/token",scope="repository:x:push",error="insufficient_scope"'
     played.fail("HEAD", "/blobs/", *[status(401, {"WWW-Authenticate": challenge})] * 4)
-    with pytest.raises(RegistryError, match="can not push to .*: access is denied") as caught:
+    with pytest.raises(RegistryError, match=r"can not push to .*: access is denied") as caught:
         send(client(played, Credentials("me", "secret")), b"new")
     assert caught.value.hint == ""
 
