@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cache.store import Store
     from grammar.ignore import Ignore
     from grammar.instructions import Dockerfile
+    from grammar.source import Source
 
 
 class Examined(Struct, frozen=True):
@@ -182,11 +183,16 @@ class Glance(Struct, frozen=True):
     checks: lint.Settings = lint.Settings()
 
 
-def glance(request: BuildRequest, contexts: Contexts) -> Glance:
-    """Look at every stage of a request's file without any base. Mistakes are in the answer, also those of words."""
+def glance(
+    request: BuildRequest, contexts: Contexts, source: Source | None = None, ignore: Ignore | None = None
+) -> Glance:
+    """Look at every stage of a request's file without any base. Mistakes are in the answer, also those of words.
+
+    source, ignore: looked at instead of the file and the ignore file that are there.
+    """
     from grammar.parser import parse_through
 
-    dockerfile, mistakes = parse_through(contexts.source)
+    dockerfile, mistakes = parse_through(source or contexts.source)
     failures: list[BuildError | DockerfileError] = list(mistakes)
     made = Plan(dockerfile=dockerfile, stages=(), target=0, build_args=request.build_args)
     stages: tuple[lint.LintStage, ...] = ()
@@ -212,7 +218,9 @@ def glance(request: BuildRequest, contexts: Contexts) -> Glance:
     flat.sort(key=lambda error: error.span.line if error.span else 0)
     files = contexts.files()
     names = tuple(entry.path.decode("utf-8", "surrogateescape") for entry in files.children(b""))
-    subject = lint.Subject(made, stages, ignore_of(contexts), names, partial=bool(flat))
+    if ignore is not None:
+        names = tuple(name for name in names if not ignore.match(name))
+    subject = lint.Subject(made, stages, ignore or ignore_of(contexts), names, partial=bool(flat))
     return Glance(subject, tuple(flat), checks)
 
 

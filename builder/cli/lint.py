@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from builder.cli.flags import Command, Flag, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from builder.cli.flags import Given
     from builder.cli.surroundings import Surroundings
+    from builder.context import Contexts
     from builder.lint import Rule
     from builder.lint.formats import Page, Report
     from builder.lint.settings import Known, Settings
@@ -38,6 +39,9 @@ LINT = Command(
         Flag("build-arg", "a value for an ARG; NAME alone takes the environment's", value="NAME[=VALUE]", many=True),
         Flag("build-context", "a named context, which FROM and --from may mean", value="NAME=SOURCE", many=True),
         Flag("ignorefile", "the ignore file (default: <Dockerfile>.dockerignore, .dockerignore)", value="FILE"),
+        Flag("fix", "mend what can be mended mechanically; the changes are shown first, and asked for"),
+        Flag("diff", "print the changes that --fix would make, instead of the findings; nothing is written"),
+        Flag("yes", "do not ask before --fix writes", "y"),
         Flag("explain", "print a rule's page", value="RULE"),
         Flag("rules", "list the rules"),
     ),
@@ -77,6 +81,14 @@ def lint(given: Given, around: Surroundings) -> int:
         settings = _settings(given, _folder(request), known)
     except SettingsError as error:
         raise UsageError(error.message, hint=error.hint) from None
+    if given.on("diff") and given.on("fix"):
+        raise UsageError("--diff writes nothing, and --fix writes", hint="leave out one of them")
+    if given.on("diff") or given.on("fix"):
+        from builder.cli.mending import mended
+
+        written = mended(request, settings, known, given, around)
+        if given.on("diff"):
+            return written
     found, glance = _text_findings(request, settings, known, around)
     report = _report(glance.subject.plan.dockerfile.source.name, found, known)
     _write(report, form, given, around)
@@ -188,32 +200,46 @@ def _text_findings(
     request: BuildRequest, settings: Settings, known: Known, around: Surroundings
 ) -> tuple[list[Finding], Glance]:
     """What there is to say of a build file, the mistakes that keep it from being built among it."""
-    from builder.context import open_contexts
-    from builder.lint import RULES, look
     from builder.lint.itself import BROKEN
-    from builder.lint.settings import judge
     from builder.model import Finding, Severity
     from builder.survey import glance
 
-    with open_contexts(
-        request.context,
-        request.file,
-        around.stdin,
-        named=request.build_contexts,
-        ignore_file=request.ignore_file,
-    ) as contexts:
+    with contexts_of(request, around) as contexts:
         seen = glance(request, contexts)
     source = seen.subject.plan.dockerfile.source
     broken = [
         Finding(BROKEN, failure.message, failure.span, failure.source or source, failure.hint, Severity.ERROR)
         for failure in seen.failures
     ]
-    found, ran = look(seen.subject, settings, seen.checks)
     shell, program = _shellcheck(seen, settings, around)
+    looked = {finding.rule for finding in shell} | {"ShellCheck"} if program else set()
+    return [*broken, *judged(seen, settings, known, shell, looked)], seen
+
+
+def contexts_of(request: BuildRequest, around: Surroundings) -> Contexts:
+    """The context and the text of the build file."""
+    from builder.context import open_contexts
+
+    return open_contexts(
+        request.context,
+        request.file,
+        around.stdin,
+        named=request.build_contexts,
+        ignore_file=request.ignore_file,
+    )
+
+
+def judged(
+    seen: Glance, settings: Settings, known: Known, others: Sequence[Finding] = (), looked: Iterable[str] = ()
+) -> list[Finding]:
+    """What rules on the syntax have to say of a file that was looked at, and what `others`, who `looked`, have."""
+    from builder.lint import RULES, look
+    from builder.lint.settings import judge
+
+    found, ran = look(seen.subject, settings, seen.checks)
     errors = [rule.name for rule in RULES] if seen.checks.error else []
-    looked = ran | ({finding.rule for finding in shell} | {"ShellCheck"} if program else set())
-    judged = judge([*found, *shell], settings, seen.subject.plan.dockerfile, ran=looked, known=known, errors=errors)
-    return [*broken, *judged], seen
+    dockerfile = seen.subject.plan.dockerfile
+    return judge([*found, *others], settings, dockerfile, ran={*ran, *looked}, known=known, errors=errors)
 
 
 def _shellcheck(seen: Glance, settings: Settings, around: Surroundings) -> tuple[list[Finding], str]:
