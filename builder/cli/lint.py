@@ -78,7 +78,7 @@ def lint(given: Given, around: Surroundings) -> int:
         raise UsageError(f"--format={form} is not known", hint=hint)
     request = _request(given, around)
     try:
-        settings = _settings(given, _folder(request), known)
+        settings = _settings(given, _folder(request), known, around)
     except SettingsError as error:
         raise UsageError(error.message, hint=error.hint) from None
     if given.on("diff") and given.on("fix"):
@@ -143,13 +143,13 @@ def _folder(request: BuildRequest) -> Path:
     return Path() if request.context == "-" else Path(request.context)
 
 
-def _settings(given: Given, folder: Path, known: Known) -> Settings:
+def _settings(given: Given, folder: Path, known: Known, around: Surroundings) -> Settings:
     """Configuration, and the flags above it. SettingsError for what can not be read."""
     from builder.lint.settings import Settings, overlaid
 
     chosen = Path(given.one("config")) if given.has("config") else None
     return overlaid(
-        _configured(folder, chosen, known) or Settings(),
+        _configured(folder, chosen, known, around) or Settings(),
         known,
         select=_names(given, "select"),
         ignore=_names(given, "ignore"),
@@ -162,9 +162,14 @@ def _names(given: Given, flag: str) -> list[str]:
     return [name.strip() for text in given.all(flag) for name in text.split(",") if name.strip()]
 
 
-def _configured(folder: Path, chosen: Path | None, known: Known) -> Settings | None:
-    """The nearest settings from a folder upwards to its repository's root."""
-    from builder.lint.settings import FILES, read_config
+def _configured(folder: Path, chosen: Path | None, known: Known, around: Surroundings) -> Settings | None:
+    """The nearest settings from a folder upwards to its repository's root.
+
+    In one folder pybuild's own go before hadolint's. Those that can not be read are no mistake of whoever wrote them
+    for hadolint, so that is told, and they do not count.
+    """
+    from builder.lint import hadolint
+    from builder.lint.settings import FILES, SettingsError, read_config
 
     if chosen is not None:
         found = read_config(_text(chosen), str(chosen), known)
@@ -179,6 +184,13 @@ def _configured(folder: Path, chosen: Path | None, known: Known) -> Settings | N
                 found = read_config(_text(path), os.path.relpath(path), known)
                 if found is not None:
                     return found
+        for name in hadolint.FILES:
+            path = each / name
+            if path.is_file():
+                try:
+                    return hadolint.read(_text(path), os.path.relpath(path), known)
+                except SettingsError as error:
+                    print(f"note: {error.message}; nothing of it counts: {error.hint}", file=around.stderr)
         if (each / ".git").exists():
             break
     return None

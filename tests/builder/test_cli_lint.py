@@ -405,3 +405,14 @@ def test_a_file_that_changes_meanwhile_is_left_alone(here: Path) -> None:
     assert run(["lint", "--fix"], Surroundings({}, Changing(), io.StringIO(), err)) == 2
     assert "has changed in the meantime" in err.getvalue()
     assert (here / "Dockerfile").read_text() == "FROM other:1\n"
+
+
+def test_the_configuration_of_hadolint_counts_where_there_is_none_of_ours(here: Path) -> None:
+    write(here, {"Dockerfile": BAD, ".hadolint.yaml": "ignored: [DL3004]\n"})
+    assert lint() == Ended(0, "Dockerfile: nothing to say\n", "")
+    write(here, {".hadolint.yaml": "ignored: &a [DL3004]\n"})
+    ended = lint()
+    assert ended.code == 1
+    assert ended.err.startswith("note: .hadolint.yaml:1: this can not be read; nothing of it counts: ")
+    write(here, {".pybuild.toml": "[lint]\nseverity = {SudoInRun = 'info'}\n"})
+    assert lint().code == 0
