@@ -21,11 +21,11 @@ from builder.context import is_image, open_contexts
 from builder.engine import Engine, StageWork, Work
 from builder.epoch import plan_of
 from builder.errors import BuildError, DamagedError, gathered, raise_all
-from builder.events import BuildFinished, BuildPlanned, Warned
+from builder.events import BuildFinished, BuildPlanned, Inspected, Warned
 from builder.handlers import files
-from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Supplies
+from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Severity, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
-from builder.survey import examine
+from builder.survey import examine, settings_of
 from cache.digests import Digests
 from cache.errors import CorruptError
 from cache.index import Index
@@ -79,6 +79,8 @@ def build(
         image = engine.image(made.target, intermediate=request.squash)
         if request.squash:
             image = _squashed(image, store, exact=made.epoch is not None)
+        if request.lint.layers or request.lint.budget:
+            findings = (*findings, *_inspect(image, engine, made, request, store, report, findings))
         references = [Reference.parse(tag) for tag in request.tags]
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
@@ -89,6 +91,43 @@ def build(
     result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
     report(BuildFinished(result))
     return result
+
+
+def _inspect(
+    image: ImageResult,
+    engine: Engine,
+    made: Plan,
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    before: tuple[Finding, ...],
+) -> list[Finding]:
+    """Look at the layers of what was built. BuildError when that, or what was found `before`, is to be an error."""
+    from builder.inspection import subject_of
+    from builder.lint import layers
+    from builder.lint.efficiency import efficiency
+
+    use = request.lint
+    # A squashed layer is no one instruction's.
+    work = None if request.squash else engine.trail(made.target)
+    subject = subject_of(image, store, work=work, budget=use.budget)
+    rules = layers.RULES if use.layers else [rule for rule in layers.RULES if rule.demanded]
+    found = layers.examine(subject, settings_of(made), rules)
+    for finding in found:
+        report(Warned(finding))
+    if use.layers:
+        report(Inspected(efficiency(subject)))
+    demanded = {rule.name for rule in rules if rule.demanded}
+    failing = [
+        finding.rule
+        for finding in (*before, *found)
+        if finding.rule in demanded or (use.error and finding.severity is not Severity.INFO)
+    ]
+    if failing:
+        names = ", ".join(dict.fromkeys(failing))
+        hint = "the image is in the store without a name"
+        raise BuildError(f"lint violation found for rules: {names}; no name was given and nothing written", hint=hint)
+    return found
 
 
 def _check_outputs(request: BuildRequest) -> None:

@@ -299,6 +299,12 @@ class Engine:
         )
         return ImageResult(image.id, stage.config, stage.layers, image.manifest, stage.inherited)
 
+    def trail(self, index: int) -> tuple[Made, ...]:
+        """All that was carried out on the way from the base image to the end of a stage, through the stages below."""
+        stage = self._stages[index]
+        below = stage.work.plan.base.stage
+        return (*(() if below is None else self.trail(below)), *stage.made)
+
     def counts(self) -> tuple[int, int]:
         """How many steps there were, and how many of them came from the cache."""
         return sum(s.steps for s in self._stages.values()), sum(s.cached for s in self._stages.values())

@@ -94,6 +94,35 @@ class CacheUse(Struct, frozen=True):
     secrets: bool = False
 
 
+class Budget(Struct, frozen=True):
+    """What an image may take, in uncompressed bytes of file contents; None for no limit.
+
+    max_size: all layers. max_layer: each layer that is not the base's. max_waste: bytes that are shipped and not seen,
+    those of the base not counted; waste_percent: the same in hundredths of what the own layers ship.
+    """
+
+    max_size: int | None = None
+    max_layer: int | None = None
+    max_waste: int | None = None
+    waste_percent: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there is any limit."""
+        return self != Budget()
+
+
+class LintUse(Struct, frozen=True):
+    """What is to be said of the layers that a build makes. layers: whether their rules run.
+
+    error: a finding that is at least a warning fails the build, before any name moves. A budget that is overrun does
+    so in any case.
+    """
+
+    layers: bool = False
+    error: bool = False
+    budget: Budget = Budget()
+
+
 class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
@@ -117,6 +146,7 @@ class BuildRequest(Struct, frozen=True):
     run: RunOptions = RunOptions()
     ignore_file: str = ""
     cache: CacheUse = CacheUse()
+    lint: LintUse = LintUse()
     squash: bool = False
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from builder.cli.flags import Command, Flag, UsageError, fields, pairs
 from builder.cli.opened import choose_isolation, open_store
-from builder.model import BuildRequest, CacheUse, OutputSpec, RunOptions, SecretSource, SshSource
+from builder.model import Budget, BuildRequest, CacheUse, LintUse, OutputSpec, RunOptions, SecretSource, SshSource
 from builder.terminal import STYLES, progress
 
 if TYPE_CHECKING:
@@ -82,6 +82,15 @@ BUILD = Command(
             value="TIER",
         ),
         Flag("require-isolation", "refuse what isolates less than: namespaces, chroot, proot", value="LEAST"),
+        Flag(
+            "lint",
+            "look into the layers, too; with =error, a warning fails the build, and no name moves",
+            value="error",
+            bare=True,
+        ),
+        Flag("max-size", "fail when the files of all layers take more: 200m, 1g", value="SIZE"),
+        Flag("max-layer", "fail when those of a layer that is not the base's do", value="SIZE"),
+        Flag("max-waste", "fail when more is shipped and not seen, in bytes or in percent: 10m, 5%", value="SIZE"),
         Flag("dry-run", "print the plan and what each instruction comes to; run and write nothing"),
         Flag("call", "tell instead of building: check, outline, targets; with ,format=json as JSON", value="METHOD"),
         Flag("check", "the same as --call=check: look for mistakes, build nothing"),
@@ -238,8 +247,39 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         ),
         ignore_file=given.one("ignorefile"),
         cache=_cache_use(given),
+        lint=_lint_use(given),
         squash=given.on("squash"),
     )
+
+
+def _lint_use(given: Given) -> LintUse:
+    """What --lint and the --max flags ask for."""
+    asked = given.one("lint")
+    if given.has("lint") and asked not in {"", "true", "false", "error"}:
+        raise UsageError(f"--lint={asked}: it takes nothing, or error", hint=_meant(asked, ("error",)))
+    waste = given.one("max-waste")
+    percent: float | None = None
+    if waste.endswith("%"):
+        try:
+            percent = float(waste[:-1])
+        except ValueError:
+            percent = -1.0
+        if not 0 <= percent <= 100:
+            raise UsageError(f"--max-waste {waste!r} is no share", hint="--max-waste 5%, or 10m")
+    budget = Budget(
+        max_size=limit(given, "max-size"),
+        max_layer=limit(given, "max-layer"),
+        max_waste=None if percent is not None else limit(given, "max-waste"),
+        waste_percent=percent,
+    )
+    return LintUse(given.has("lint") and asked != "false", asked == "error", budget)
+
+
+def limit(given: Given, flag: str) -> int | None:
+    """The bytes of a flag that may be 0; None when it was not given."""
+    if not given.has(flag):
+        return None
+    return 0 if given.one(flag) == "0" else size(given.one(flag), flag)
 
 
 def _cache_use(given: Given) -> CacheUse:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from builder.lint import settings as given
+    from builder.lint.layers import LayerRule
     from builder.model import Finding
     from grammar.instructions import Instruction
 
@@ -93,7 +94,7 @@ class Settings(Struct, frozen=True):
             return self
         return Settings(self.skip | more.skip, self.experimental | more.experimental, self.error)
 
-    def allow(self, rule: Rule) -> bool:
+    def allow(self, rule: Rule | LayerRule) -> bool:
         """Whether the rule runs."""
         if rule.experimental:
             return rule.name in self.experimental or _ALL in self.experimental
