@@ -257,6 +257,11 @@ def _lint_use(given: Given) -> LintUse:
     asked = given.one("lint")
     if given.has("lint") and asked not in {"", "true", "false", "error"}:
         raise UsageError(f"--lint={asked}: it takes nothing, or error", hint=_meant(asked, ("error",)))
+    return LintUse(given.has("lint") and asked != "false", asked == "error", budget_of(given))
+
+
+def budget_of(given: Given) -> Budget:
+    """What --max-size, --max-layer and --max-waste allow."""
     waste = given.one("max-waste")
     percent: float | None = None
     if waste.endswith("%"):
@@ -266,13 +271,12 @@ def _lint_use(given: Given) -> LintUse:
             percent = -1.0
         if not 0 <= percent <= 100:
             raise UsageError(f"--max-waste {waste!r} is no share", hint="--max-waste 5%, or 10m")
-    budget = Budget(
+    return Budget(
         max_size=limit(given, "max-size"),
         max_layer=limit(given, "max-layer"),
         max_waste=None if percent is not None else limit(given, "max-waste"),
         waste_percent=percent,
     )
-    return LintUse(given.has("lint") and asked != "false", asked == "error", budget)
 
 
 def limit(given: Given, flag: str) -> int | None:
