@@ -23,7 +23,7 @@ from builder.epoch import plan_of
 from builder.errors import BuildError, DamagedError, gathered, raise_all
 from builder.events import BuildFinished, BuildPlanned, Inspected, Warned
 from builder.handlers import files
-from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Severity, Supplies
+from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
 from builder.survey import examine, settings_of
 from cache.digests import Digests
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from builder.events import Reporter
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
+    from builder.survey import Examined
     from cache.oci import Platform
     from cache.store import Store
     from grammar.source import Span
@@ -68,7 +69,7 @@ def build(
     _check_outputs(request)
     with store.lease(), open_request(request, store, stdin) as contexts:
         made, work = prepare(request, store, contexts)
-        examined = examine(made, work.stages, contexts)
+        examined = examine(made, work.stages, contexts, request.lint.settings)
         findings = examined.all
         for finding in findings:
             report(Warned(finding))
@@ -80,7 +81,7 @@ def build(
         if request.squash:
             image = _squashed(image, store, exact=made.epoch is not None)
         if request.lint.layers or request.lint.budget:
-            findings = (*findings, *_inspect(image, engine, made, request, store, report, findings))
+            findings = (*findings, *_inspect(image, engine, made, request, store, report, examined))
         references = [Reference.parse(tag) for tag in request.tags]
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
@@ -100,28 +101,45 @@ def _inspect(
     request: BuildRequest,
     store: Store,
     report: Reporter,
-    before: tuple[Finding, ...],
+    examined: Examined,
 ) -> list[Finding]:
-    """Look at the layers of what was built. BuildError when that, or what was found `before`, is to be an error."""
+    """Look at the layers of what was built, and return what is new. BuildError when a finding is to be an error."""
+    from builder import lint
     from builder.inspection import subject_of
     from builder.lint import layers
     from builder.lint.efficiency import efficiency
+    from builder.lint.settings import Settings, judge
 
     use = request.lint
     # A squashed layer is no one instruction's.
     work = None if request.squash else engine.trail(made.target)
     subject = subject_of(image, store, work=work, budget=use.budget)
     rules = layers.RULES if use.layers else [rule for rule in layers.RULES if rule.demanded]
-    found = layers.examine(subject, settings_of(made), rules)
+    demanded = {rule.name for rule in rules if rule.demanded}
+    before = examined.findings
+    if use.settings is None:
+        found = layers.examine(subject, settings_of(made), rules)
+    else:
+        checks = [rule.name for rule in lint.RULES] if examined.error else []
+        judged = judge(
+            [*examined.raw, *layers.examine(subject, None, rules)],
+            use.settings,
+            made.dockerfile,
+            ran={*examined.looked, *(rule.name for rule in rules)},
+            known=lint.known(),
+            errors=checks,
+            always=demanded,
+        )
+        found = [finding for finding in judged if finding not in before]
     for finding in found:
         report(Warned(finding))
     if use.layers:
         report(Inspected(efficiency(subject)))
-    demanded = {rule.name for rule in rules if rule.demanded}
+    settings = use.settings or Settings()
     failing = [
         finding.rule
         for finding in (*before, *found)
-        if finding.rule in demanded or (use.error and finding.severity is not Severity.INFO)
+        if finding.rule in demanded or (use.error and settings.fails([finding]))
     ]
     if failing:
         names = ", ".join(dict.fromkeys(failing))

@@ -138,6 +138,12 @@ def build(given: Given, around: Surroundings) -> int:
 
     request = request_of(given, around.environ)
     style = style_of(given, around.environ)
+    if request.lint.layers:
+        from msgspec.structs import replace
+
+        from builder.cli.looking import lint_use
+
+        request = replace(request, lint=lint_use(request, around))
     if given.on("dry-run"):
         return _dry_run(request, given, around)
     if given.has("call") or given.on("check"):
@@ -187,7 +193,7 @@ def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
 
     with open_store(given, around.environ) as store, open_request(request, store, around.stdin) as contexts:
         plan, work = prepare(request, store, contexts)
-        examined = examine(plan, work.stages, contexts)
+        examined = examine(plan, work.stages, contexts, request.lint.settings)
     around.say(outline(plan, work.stages).rstrip("\n"))
     for finding in examined.all:
         print(render_finding(finding, colour=around.colour(around.stderr)), end="", file=around.stderr)

@@ -11,17 +11,17 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from builder.cli.flags import Command, Flag, UsageError
+from builder.cli.looking import configured, contexts_of, judged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from builder.cli.flags import Given
     from builder.cli.surroundings import Surroundings
-    from builder.context import Contexts
     from builder.lint.efficiency import Efficiency
     from builder.lint.formats import Page, Report
     from builder.lint.settings import Known, Settings
-    from builder.model import BuildRequest, Finding
+    from builder.model import Budget, BuildRequest, Finding
     from builder.survey import Glance
 
 LINT = Command(
@@ -71,8 +71,10 @@ Exit codes: 0 nothing at or above --fail-on, 1 findings, 2 wrong command line or
 
 def lint(given: Given, around: Surroundings) -> int:
     """Look, and tell."""
+    from builder.cli.build import budget_of
+    from builder.lint import known as known_rules
     from builder.lint.formats import formats
-    from builder.lint.settings import SettingsError
+    from builder.lint.settings import SettingsError, budget
 
     known = known_rules()
     if given.on("rules"):
@@ -92,10 +94,11 @@ def lint(given: Given, around: Surroundings) -> int:
     meant = _meant(given, around)
     try:
         settings = _settings(given, meant.folder, known, around)
+        limits = budget(settings, budget_of(given))
     except SettingsError as error:
         raise UsageError(error.message, hint=error.hint) from None
     if meant.image:
-        return _lint_image(meant.image, settings, known, form, given, around)
+        return _lint_image(meant.image, settings, limits, known, form, given, around)
     request = _request(meant, given, around)
     if given.on("diff") or given.on("fix"):
         from builder.cli.mending import mended
@@ -106,16 +109,6 @@ def lint(given: Given, around: Surroundings) -> int:
     found, glance = _text_findings(request, settings, known, around)
     _write(_report(glance.subject.plan.dockerfile.source.name, found, known), form, given, around)
     return int(settings.fails(found))
-
-
-def known_rules() -> Known:
-    """Every rule that may be named, on the syntax and on the layers."""
-    from builder.lint import every
-    from builder.lint.layers import RULES as OF_LAYERS
-    from builder.lint.settings import Known
-
-    rules = every()
-    return Known((*rules, *OF_LAYERS), (rule.name for rule in rules if rule.optional))
 
 
 # ---------------------------------------------------------------- what is meant
@@ -262,7 +255,7 @@ def _settings(given: Given, folder: Path, known: Known, around: Surroundings) ->
 
     chosen = Path(given.one("config")) if given.has("config") else None
     return overlaid(
-        _configured(folder, chosen, known, around) or Settings(),
+        configured(folder, chosen, known, around) or Settings(),
         known,
         select=_names(given, "select"),
         ignore=_names(given, "ignore"),
@@ -273,49 +266,6 @@ def _settings(given: Given, folder: Path, known: Known, around: Surroundings) ->
 
 def _names(given: Given, flag: str) -> list[str]:
     return [name.strip() for text in given.all(flag) for name in text.split(",") if name.strip()]
-
-
-def _configured(folder: Path, chosen: Path | None, known: Known, around: Surroundings) -> Settings | None:
-    """The nearest settings from a folder upwards to its repository's root.
-
-    In one folder pybuild's own go before hadolint's. Those that can not be read are no mistake of whoever wrote them
-    for hadolint, so that is told, and they do not count.
-    """
-    from builder.lint import hadolint
-    from builder.lint.settings import FILES, SettingsError, read_config
-
-    if chosen is not None:
-        found = read_config(_text(chosen), str(chosen), known)
-        if found is None:
-            raise UsageError(f"{chosen} has no settings of pybuild lint", hint="[tool.pybuild.lint], or [lint]")
-        return found
-    here = folder.resolve()
-    for each in (here, *here.parents):
-        for name in FILES:
-            path = each / name
-            if path.is_file():
-                found = read_config(_text(path), os.path.relpath(path), known)
-                if found is not None:
-                    return found
-        for name in hadolint.FILES:
-            path = each / name
-            if path.is_file():
-                try:
-                    return hadolint.read(_text(path), os.path.relpath(path), known)
-                except SettingsError as error:
-                    print(f"note: {error.message}; nothing of it counts: {error.hint}", file=around.stderr)
-        if (each / ".git").exists():
-            break
-    return None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", hint="--config names the file with settings") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is no UTF-8", hint="TOML is") from None
 
 
 # ---------------------------------------------------------------- looking
@@ -341,32 +291,6 @@ def _text_findings(
     return [*broken, *judged(seen, settings, known, shell, looked)], seen
 
 
-def contexts_of(request: BuildRequest, around: Surroundings) -> Contexts:
-    """The context and the text of the build file."""
-    from builder.context import open_contexts
-
-    return open_contexts(
-        request.context,
-        request.file,
-        around.stdin,
-        named=request.build_contexts,
-        ignore_file=request.ignore_file,
-    )
-
-
-def judged(
-    seen: Glance, settings: Settings, known: Known, others: Sequence[Finding] = (), looked: Iterable[str] = ()
-) -> list[Finding]:
-    """What rules on the syntax have to say of a file that was looked at, and what `others`, who `looked`, have."""
-    from builder.lint import RULES, look
-    from builder.lint.settings import judge
-
-    found, ran = look(seen.subject, settings, seen.checks)
-    errors = [rule.name for rule in RULES] if seen.checks.error else []
-    dockerfile = seen.subject.plan.dockerfile
-    return judge([*found, *others], settings, dockerfile, ran={*ran, *looked}, known=known, errors=errors)
-
-
 def _shellcheck(seen: Glance, settings: Settings, around: Surroundings) -> tuple[list[Finding], str]:
     """What shellcheck finds, and where it lies; nothing where there is none, or nobody wants it."""
     import shutil
@@ -387,19 +311,25 @@ def _shellcheck(seen: Glance, settings: Settings, around: Surroundings) -> tuple
         return findings(program, runs, seen.subject.plan.dockerfile.source, Path(folder)), program
 
 
-def _lint_image(image: str, settings: Settings, known: Known, form: str, given: Given, around: Surroundings) -> int:
+def _lint_image(
+    image: str,
+    settings: Settings,
+    limits: Budget,
+    known: Known,
+    form: str,
+    given: Given,
+    around: Surroundings,
+) -> int:
     """Look into the layers of an image that has no build file, and tell."""
     from builder.bases import resolve
-    from builder.cli.build import budget_of
     from builder.cli.opened import open_store
     from builder.inspection import subject_of
     from builder.lint import layers
     from builder.lint.efficiency import efficiency
-    from builder.lint.settings import budget, judge
+    from builder.lint.settings import judge
     from builder.platforms import normal_platform
     from cache.oci import host_platform
 
-    limits = budget(settings, budget_of(given))
     with open_store(given, around.environ) as store, store.lease():
         named = {image: image} if "://" in image else {}
         found = resolve(image, normal_platform(host_platform()), named, store) if named else store.image(image)

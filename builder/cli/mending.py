@@ -24,7 +24,7 @@ def mended(request: BuildRequest, settings: Settings, known: Known, given: Given
     """
     from msgspec.structs import replace
 
-    from builder.cli.lint import contexts_of, judged
+    from builder.cli.looking import contexts_of, judged
     from builder.lint import every
     from builder.lint.fixing import Look, mend
     from builder.lint.running import runs_of

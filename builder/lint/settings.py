@@ -436,12 +436,13 @@ def judge(
     known: Known,
     errors: Iterable[str] = (),
     always: Iterable[str] = (),
+    unused: bool = True,
 ) -> list[Finding]:
     """Of what the rules found, what counts, with its severity; the file's order, then that of the layers.
 
     dockerfile: None for an image without one. ran: the names of the rules that looked, so that only a comment that
     could have silenced something is called unused. errors: rules whose findings the file itself calls errors. always:
-    rules that count whatever is selected, since a flag asked for them.
+    rules that count whatever is selected, since a flag asked for them. unused: comments that silence nothing are told.
     """
     strict, demanded = frozenset(errors), frozenset(always)
     silencing = suppressions(dockerfile, known) if dockerfile is not None else []
@@ -462,16 +463,14 @@ def judge(
             if finding.rule in strict and finding.rule not in chosen:
                 severity = Severity.ERROR
             kept.append(replace(finding, severity=severity))
-    if dockerfile is not None and settings.runs(UNUSED, known.optional):
-        looked = frozenset(ran)
-        unused = [
-            _unused(each, looked, dockerfile.source) for number, each in enumerate(silencing) if number not in used
-        ]
+    if unused and dockerfile is not None and settings.runs(UNUSED, known.optional):
+        looked = frozenset(name for name in ran if settings.runs(name, known.optional))
+        idle = [_unused(each, looked, dockerfile.source) for number, each in enumerate(silencing) if number not in used]
         # What is said of a comment can be silenced for the whole file, but by no comment of its own line.
         wide = any(each.lines is None and UNUSED in each.rules for each in silencing)
         kept += [
             replace(finding, severity=settings.severity(finding))
-            for finding in unused
+            for finding in idle
             if finding is not None and not wide
         ]
     return sorted(kept, key=_order)

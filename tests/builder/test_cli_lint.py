@@ -66,7 +66,7 @@ def test_a_folder_a_file_and_standard_input(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("nowhere",), 2, "there is no folder or Dockerfile nowhere"),
+        (("nowhere",), 2, "there is no folder, Dockerfile or image nowhere"),
         (("Dockerfil",), 2, "did you mean Dockerfile?"),
         (("",), 2, "the path is empty"),
         (("Dockerfile", "-f", "Dockerfile"), 2, "-f names another one"),
