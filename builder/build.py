@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from builder.events import Reporter
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
+    from builder.registries import Registries
     from builder.survey import Examined
     from cache.oci import Platform
-    from cache.store import Store
+    from cache.store import Image, Store
     from grammar.source import Span
 
 
@@ -58,17 +59,18 @@ def build(
     report: Reporter,
     stop: threading.Event,
     stdin: BinaryIO | None = None,
+    registries: Callable[[], Registries] | None = None,
 ) -> BuildResult:
     """Build what was asked for and say what came out; the image and its names are in the store then.
 
-    stop: set it to end the build; CancelledError is raised soon after. stdin: where a context or a Dockerfile called
-    `-` is read from. Raises DockerfileError, BuildError or StoreError; then no name has moved and no output is
-    half-written.
+    registries: called when one is needed, to pull a base or to push; None: the build keeps to the store. stop: set it
+    to end the build; CancelledError is raised soon after. stdin: where a context or a Dockerfile called `-` is read
+    from. Raises DockerfileError, BuildError or StoreError; then no name has moved and no output is half-written.
     """
     started = time.monotonic()
     _check_outputs(request)
     with store.lease(), open_request(request, store, stdin) as contexts:
-        made, work = prepare(request, store, contexts)
+        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop))
         examined = examine(made, work.stages, contexts, request.lint.settings)
         findings = examined.all
         for finding in findings:
@@ -82,10 +84,10 @@ def build(
             image = _squashed(image, store, exact=made.epoch is not None)
         if request.lint.layers or request.lint.budget:
             findings = (*findings, *_inspect(image, engine, made, request, store, report, examined))
-        references = [Reference.parse(tag) for tag in request.tags]
+        references = _references(request)
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
-            _export(image, spec, names, store, report)
+            _export(image, spec, names, store, report, registries)
         for reference in references:
             store.tag(reference, image.id)
     steps, cached = engine.counts()
@@ -153,7 +155,17 @@ def _check_outputs(request: BuildRequest) -> None:
     for spec in request.outputs:
         from builder.export import check
 
-        check(spec)
+        check(spec, request.tags)
+
+
+def _references(request: BuildRequest) -> list[Reference]:
+    """The names that the image gets in the store."""
+    found = [Reference.parse(tag) for tag in request.tags]
+    for spec in request.outputs:
+        from builder.export import names_of
+
+        found += names_of(spec)
+    return list(dict.fromkeys(found))
 
 
 def _squashed(image: ImageResult, store: Store, *, exact: bool) -> ImageResult:
@@ -168,10 +180,42 @@ def _squashed(image: ImageResult, store: Store, *, exact: bool) -> ImageResult:
     return ImageResult(made.id, config, layers, made.manifest, image.inherited)
 
 
-def _export(image: ImageResult, spec: OutputSpec, names: Sequence[str], store: Store, report: Reporter) -> None:
+def _export(
+    image: ImageResult,
+    spec: OutputSpec,
+    names: Sequence[str],
+    store: Store,
+    report: Reporter,
+    registries: Callable[[], Registries] | None,
+) -> None:
     from builder.export import export
 
-    export(image, spec, names, store, report)
+    export(image, spec, names, store, report, registries)
+
+
+def remote_of(
+    request: BuildRequest,
+    store: Store,
+    registries: Callable[[], Registries] | None,
+    report: Reporter,
+    stop: threading.Event | None = None,
+) -> bases.Remote | None:
+    """Where the build gets bases that the store has not, as `--pull` has it; each is asked for once. None: nowhere."""
+    if registries is None or request.pull == "never":
+        return None
+    pulled: dict[tuple[Reference, Platform], Image] = {}
+
+    def pull(reference: Reference, platform: Platform) -> Image:
+        from builder import transfers
+
+        key = (reference, platform)
+        if key not in pulled:
+            place = transfers.Place(reference, registries().get(reference.registry))
+            done = transfers.pull(place, platform, store=store, report=report, stop=stop, strict=False)
+            pulled[key] = done.image
+        return pulled[key]
+
+    return bases.Remote(pull, request.pull == "always")
 
 
 def open_request(request: BuildRequest, store: Store, stdin: BinaryIO | None) -> Contexts:
@@ -237,17 +281,20 @@ def _grammar_stamp() -> str:
     return digest_of(repr(facts).encode())
 
 
-def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Plan, Work]:
+def prepare(
+    request: BuildRequest, store: Store, contexts: Contexts, remote: bases.Remote | None = None
+) -> tuple[Plan, Work]:
     """Plan, lower and check; changes nothing but that bases come into the store.
 
-    Raises BuildError, or BuildErrors: mistakes of one kind do not hide those of another.
+    remote: where bases are got that it has not. Raises BuildError, or BuildErrors: mistakes of one kind do not hide
+    those of another.
     """
     made = plan_of(request, parsed(contexts.source, store), contexts)
     named = dict(request.build_contexts)
     errors: list[BuildError] = []
-    made, found = _with_bases(made, named, store, contexts, errors)
+    made, found = _with_bases(made, named, store, contexts, errors, remote)
     stages = lower_stages(made, found, errors)
-    images = _images(stages, made, named, store, errors)
+    images = _images(stages, made, named, store, errors, remote)
     check_steps(stages, contexts, images, errors)
     check_layers(stages, made, contexts, errors, squash=request.squash)
     raise_all(errors)
@@ -287,7 +334,12 @@ def _with_unmet_filters(made: Plan, request: BuildRequest) -> Plan:
 
 
 def _with_bases(
-    made: Plan, named: dict[str, str], store: Store, contexts: Contexts, errors: list[BuildError]
+    made: Plan,
+    named: dict[str, str],
+    store: Store,
+    contexts: Contexts,
+    errors: list[BuildError],
+    remote: bases.Remote | None,
 ) -> tuple[Plan, dict[int, BaseImage | None]]:
     """The base image of every planned stage that has one, by the stage's index; None for scratch.
 
@@ -310,7 +362,7 @@ def _with_bases(
             if name not in seen and name not in lost:
                 lost.add(name)
                 with gathered(errors), _told_at(stage.stage.from_.image.span, made.dockerfile.source, wanted, made):
-                    seen[name] = bases.resolve(*name, named, store, contexts.files)
+                    seen[name] = bases.resolve(*name, named, store, contexts.files, remote)
                     lost.remove(name)
             if name in lost:
                 continue
@@ -321,7 +373,12 @@ def _with_bases(
 
 
 def _images(
-    stages: tuple[StageWork, ...], made: Plan, named: dict[str, str], store: Store, errors: list[BuildError]
+    stages: tuple[StageWork, ...],
+    made: Plan,
+    named: dict[str, str],
+    store: Store,
+    errors: list[BuildError],
+    remote: bases.Remote | None,
 ) -> dict[str, BaseImage | None]:
     """The images that COPY --from and mounts name. A context that is files and no image is none of them."""
     found: dict[str, BaseImage | None] = {}
@@ -334,7 +391,7 @@ def _images(
                 if name is not None and name not in found:
                     found[name] = None
                     with gathered(errors), _told_at(lowered.instruction.span, lowered.source, name, made):
-                        found[name] = bases.resolve(name, made.platform, named, store)
+                        found[name] = bases.resolve(name, made.platform, named, store, remote=remote)
     return found
 
 

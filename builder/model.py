@@ -129,7 +129,8 @@ class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
     context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
-    squash: one layer of all that the build adds to its base.
+    squash: one layer of all that the build adds to its base. pull: when registries are asked for bases: missing (in the
+    store), always, never.
     """
 
     context: str = "."
@@ -149,6 +150,7 @@ class BuildRequest(Struct, frozen=True):
     ignore_file: str = ""
     cache: CacheUse = CacheUse()
     lint: LintUse = LintUse()
+    pull: str = "missing"
     squash: bool = False
 
 

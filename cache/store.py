@@ -355,7 +355,11 @@ class Store:
             refusal = error
         else:
             if name.digest:
-                rows = query("SELECT number FROM images WHERE manifest = ?1 OR id = ?1", (name.digest,))
+                rows = query(
+                    "SELECT number FROM images WHERE manifest = ?1 OR id = ?1 UNION ALL "
+                    "SELECT number FROM images WHERE id IN (SELECT image FROM origins WHERE digest = ?1)",
+                    (name.digest,),
+                )
             else:
                 rows = query("SELECT image FROM names WHERE name = ?", (name.full,))
             if rows:
