@@ -24,7 +24,7 @@ from builder.epoch import plan_of
 from builder.errors import BuildError, CancelledError, DamagedError, gathered, raise_all
 from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Inspected, Warned
 from builder.handlers import files
-from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Severity, Supplies
+from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
 from builder.survey import examine, settings_of
 from cache.digests import Digests
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
     from builder.registries import Registries
+    from builder.survey import Examined
     from cache.oci import Platform
     from cache.remote import Remotes
     from cache.store import Image, Store
@@ -76,7 +77,7 @@ def build(
         _caches(request, store, report, registries) as remotes,
     ):
         made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
-        examined = examine(made, work.stages, contexts)
+        examined = examine(made, work.stages, contexts, request.lint.settings)
         findings = examined.all
         for finding in findings:
             report(Warned(finding))
@@ -87,7 +88,7 @@ def build(
         if request.squash:
             image = _squashed(image, store, exact=made.epoch is not None)
         if request.lint.layers or request.lint.budget:
-            findings = (*findings, *_inspect(image, engine, made, work, request, store, report, findings))
+            findings = (*findings, *_inspect(image, engine, made, work, request, store, report, examined))
         references = _references(request)
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
@@ -113,13 +114,14 @@ def _inspect(
     request: BuildRequest,
     store: Store,
     report: Reporter,
-    before: tuple[Finding, ...],
+    examined: Examined,
 ) -> list[Finding]:
-    """Look at the layers of what was built. BuildError when that, or what was found `before`, is to be an error."""
+    """Look at the layers of what was built, and return what is new. BuildError when a finding is to be an error."""
+    from builder import lint
     from builder.inspection import subject_of, unused_context
-    from builder.lint import every, layers
+    from builder.lint import layers
     from builder.lint.efficiency import efficiency
-    from builder.lint.settings import Known, Settings, judge
+    from builder.lint.settings import Settings, judge
 
     use = request.lint
     # A squashed layer is no one instruction's.
@@ -127,22 +129,31 @@ def _inspect(
     unused = unused_context(done.stages, done.contexts, made.dockerfile.source) if use.layers else ()
     subject = subject_of(image, store, work=work, budget=use.budget, unused=unused)
     rules = layers.RULES if use.layers else [rule for rule in layers.RULES if rule.demanded]
-    found = judge(
-        layers.examine(subject, settings_of(made), rules),
-        Settings(),
-        made.dockerfile,
-        ran=[rule.name for rule in rules],
-        known=Known((*every(), *layers.RULES)),
-    )
+    demanded = {rule.name for rule in rules if rule.demanded}
+    before = examined.findings
+    if use.settings is None:
+        found = layers.examine(subject, settings_of(made), rules)
+    else:
+        checks = [rule.name for rule in lint.RULES] if examined.error else []
+        judged = judge(
+            [*examined.raw, *layers.examine(subject, None, rules)],
+            use.settings,
+            made.dockerfile,
+            ran={*examined.looked, *(rule.name for rule in rules)},
+            known=lint.known(),
+            errors=checks,
+            always=demanded,
+        )
+        found = [finding for finding in judged if finding not in before]
     for finding in found:
         report(Warned(finding))
     if use.layers:
         report(Inspected(efficiency(subject)))
-    demanded = {rule.name for rule in rules if rule.demanded}
+    settings = use.settings or Settings()
     failing = [
         finding.rule
         for finding in (*before, *found)
-        if finding.rule in demanded or (use.error and finding.severity is not Severity.INFO)
+        if finding.rule in demanded or (use.error and settings.fails([finding]))
     ]
     if failing:
         names = ", ".join(dict.fromkeys(failing))

@@ -9,6 +9,7 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from builder.assembly import layer_history
+from builder.bases import BaseImage
 from builder.errors import BuildError
 from builder.handlers.owners import known_ids, lookup
 from builder.lint.layers import ImageLayer, ImageSubject, Maker, lives
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def subject_of(
-    image: Image | ImageResult,
+    image: Image | ImageResult | BaseImage,
     store: Store,
     *,
     work: Sequence[Made] | None = None,
@@ -98,8 +99,8 @@ def subject_of(
     )
 
 
-def _parts(image: Image | ImageResult, store: Store) -> tuple[ImageConfig, tuple[Layer, ...]]:
-    if isinstance(image, ImageResult):
+def _parts(image: Image | ImageResult | BaseImage, store: Store) -> tuple[ImageConfig, tuple[Layer, ...]]:
+    if isinstance(image, ImageResult | BaseImage):
         return image.config, image.layers
     return store.config(image), store.layers(image)
 
@@ -176,7 +177,7 @@ def _short(created_by: str) -> str:
 
 
 def _base_of(
-    image: Image | ImageResult, layers: tuple[Layer, ...], config: ImageConfig, store: Store, base: str
+    image: Image | ImageResult | BaseImage, layers: tuple[Layer, ...], config: ImageConfig, store: Store, base: str
 ) -> tuple[int, int]:
     """How many of the layers, and how many lines of history, are the base's."""
     diff_ids = tuple(layer.diff_id for layer in layers)
@@ -189,7 +190,7 @@ def _base_of(
         return len(below.diff_ids), _lines_of(below)
     longest: ImageConfig | None = None
     for other in store.images():
-        if other.id == image.id or not other.names:
+        if (not isinstance(image, BaseImage) and other.id == image.id) or not other.names:
             continue
         below = store.config(other)
         count = len(below.diff_ids)

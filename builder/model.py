@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from builder.lint.settings import Settings
     from grammar.instructions import Dockerfile, Instruction, Stage
     from grammar.source import Source, Span
 
@@ -114,13 +115,14 @@ class Budget(Struct, frozen=True):
 class LintUse(Struct, frozen=True):
     """What is to be said of the layers that a build makes. layers: whether their rules run.
 
-    error: a finding that is at least a warning fails the build, before any name moves. A budget that is overrun does
-    so in any case.
+    error: a finding that is at least a warning, or what the settings say, fails the build, before any name moves. A
+    budget that is overrun does so in any case. settings: of the configuration; the rules on the syntax then run, too.
     """
 
     layers: bool = False
     error: bool = False
     budget: Budget = Budget()
+    settings: Settings | None = None
 
 
 class CachePlace(Struct, frozen=True):

@@ -159,6 +159,10 @@ def build(given: Given, around: Surroundings) -> int:
     if not given.has("pull"):
         request = replace(request, pull=pull_policy(around.environ))
     style = style_of(given, around.environ)
+    if request.lint.layers:
+        from builder.cli.looking import lint_use
+
+        request = replace(request, lint=lint_use(request, around))
     if given.on("dry-run"):
         return _dry_run(request, given, around)
     if given.has("call") or given.on("check"):
@@ -218,7 +222,7 @@ def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
         registries = functools.cache(lambda: open_registries(given, around.environ))
         remote = remote_of(request, store, registries, lambda _: None)
         plan, work = prepare(request, store, contexts, remote)
-        examined = examine(plan, work.stages, contexts)
+        examined = examine(plan, work.stages, contexts, request.lint.settings)
     around.say(outline(plan, work.stages).rstrip("\n"))
     for finding in examined.all:
         print(render_finding(finding, colour=around.colour(around.stderr)), end="", file=around.stderr)
@@ -291,6 +295,11 @@ def _lint_use(given: Given) -> LintUse:
     asked = given.one("lint")
     if given.has("lint") and asked not in {"", "true", "false", "error"}:
         raise UsageError(f"--lint={asked}: it takes nothing, or error", hint=_meant(asked, ("error",)))
+    return LintUse(given.has("lint") and asked != "false", asked == "error", budget_of(given))
+
+
+def budget_of(given: Given) -> Budget:
+    """What --max-size, --max-layer and --max-waste allow."""
     waste = given.one("max-waste")
     percent: float | None = None
     if waste.endswith("%"):
@@ -300,13 +309,12 @@ def _lint_use(given: Given) -> LintUse:
             percent = -1.0
         if not 0 <= percent <= 100:
             raise UsageError(f"--max-waste {waste!r} is no share", hint="--max-waste 5%, or 10m")
-    budget = Budget(
+    return Budget(
         max_size=limit(given, "max-size"),
         max_layer=limit(given, "max-layer"),
         max_waste=None if percent is not None else limit(given, "max-waste"),
         waste_percent=percent,
     )
-    return LintUse(given.has("lint") and asked != "false", asked == "error", budget)
 
 
 def limit(given: Given, flag: str) -> int | None:
