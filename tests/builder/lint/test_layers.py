@@ -316,3 +316,13 @@ def test_what_of_the_context_nobody_takes(bench: Bench, copies: str, ignore: str
     ]
     assert [event["size"] for event in events] == ([expected] if expected else [])
     assert all(event["paths"][0] == "docs" and "/docs" in event["hint"] for event in events)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [("COPY a /tmp/", ".dockerignore"), ("COPY --from=first /tmp/a /tmp/", "where they come from")],
+)
+def test_what_to_do_about_files_that_were_copied(bench: Bench, line: str, hint: str) -> None:
+    (event,) = found(bench, f"FROM scratch AS first\nCOPY a /tmp/\nFROM scratch\n{line}\n", files={"a": "1"})
+    assert (event["rule"], event["line"]) == ("TemporaryFiles", 4)
+    assert hint in event["hint"]
