@@ -8,7 +8,6 @@ is the language's own meaning.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import re
 import threading
@@ -16,9 +15,9 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct, field
-from msgspec.structs import replace
 
 from builder.assembly import Made, assemble
+from builder.context import Directory
 from builder.errors import BuildError, CancelledError
 from builder.events import StepFailed, StepFinished, StepMissed, StepOutput, StepStarted, TierChosen
 from builder.handlers import files as file_steps
@@ -45,7 +44,7 @@ from cache.oci import MAX_LAYERS, canonical, chain_ids, digest_of
 from cache.reasons import Why
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from builder.bases import BaseImage
     from builder.context import Contexts
@@ -158,6 +157,7 @@ class Engine:
         self._lock = threading.Lock()
         self._made_runner: Runner | None = None
         self._fates: dict[int, Fate] = {}
+        self._selections: dict[FileStep, list[Part]] = {}
         self._titles = frozenset(
             lowered.title for stage in work.stages for lowered in stage.lowered if lowered.step is not None
         )
@@ -317,36 +317,30 @@ class Engine:
         )
         started = time.monotonic()
         try:
-            parts, hidden = self._parts(stage, lowered)
+            parts, hidden = self._parts(stage, lowered, readable=False)
             identity = key(parts, hidden=hidden)
-            place = self._place(stage, lowered)
             fresh = self._is_fresh(stage, lowered)
-            record, why = (None, Why("no cache")) if fresh else self._lookup(identity, place, parts)
+            record, reason = (None, "no cache") if fresh else self._lookup(identity)
             hit = record is not None
-            self._fates[number] = Fate(
-                stage.work.plan.title,
-                stage.steps + 1,
-                stage.work.total,
-                lowered.instruction.span.line,
-                lowered.title,
-                hit,
-                "" if hit else why.reason,
-                () if hit else why.changes,
-            )
+            why = Why(reason)
             if record is None:
-                self._miss(stage, number, why)
+                # All that only a miss needs is made here.
+                place = place_of(stage, lowered, self._work, self._titles)
+                parts, _ = self._parts(stage, lowered, readable=True)
+                why = why if reason else self._index.why(place, parts, identity)
+                self._tell(stage, lowered, number, why)
                 with contextlib.nullcontext() if fresh else self._claim(identity, number):
                     # Another build may have done the step since it was looked up.
-                    record = None if fresh else self._lookup(identity, place, parts)[0]
+                    record = None if fresh else self._lookup(identity)[0]
                     hit = record is not None
                     if record is None:
                         record = self._perform(stage, lowered, number, identity, started)
-                        self._index.record(record, parts, place())
+                        self._index.record(record, parts, place)
                         stage.dirty = True
                         if record.layer is not None:
                             stage.changed = f"[{stage.work.plan.title} {stage.steps + 1}/{stage.work.total}]"
-                if hit:
-                    self._fates[number] = replace(self._fates[number], cached=True, reason="", changes=())
+            if hit:
+                self._fates[number] = _fate(stage, lowered)
             stage.cached += hit
         except BaseException as error:
             cancelled = isinstance(error, CancelledError | KeyboardInterrupt)
@@ -378,24 +372,13 @@ class Engine:
         own = lowered.source is None or lowered.source.name == self._work.contexts.source.name
         return bool(line) and own and lowered.instruction.span.line >= line
 
-    def _place(self, stage: StageRun, lowered: Lowered) -> Callable[[], Place]:
-        """What makes, once it is wanted, what is known of a step beside its key."""
-
-        @functools.cache
-        def make() -> Place:
-            return place_of(stage, lowered, self._work, self._titles)
-
-        return make
-
-    def _lookup(self, identity: str, place: Callable[[], Place], parts: list[Part]) -> tuple[Record | None, Why]:
-        """The record of a step, or why there is none that may be used."""
+    def _lookup(self, identity: str) -> tuple[Record | None, str]:
+        """The record of a step, or why one that is there may not be used."""
         record = self._index.lookup(identity)
-        if record is None:
-            return None, self._index.why(place(), parts, identity)
         oldest = self._work.cache.oldest
-        if oldest is not None and (age := self._index.age(identity)) > oldest:
-            return None, Why(f"made {_span(age)} ago, more than {_span(oldest)}")
-        return record, Why("")
+        if record is not None and oldest is not None and (age := self._index.age(identity)) > oldest:
+            return None, f"made {_span(age)} ago, more than {_span(oldest)}"
+        return record, ""
 
     def _claim(self, identity: str, number: int) -> Claim:
         """The right to do the step; whoever else comes to the same one meanwhile waits for its result."""
@@ -411,8 +394,9 @@ class Engine:
 
         return Claim(self._store.root, identity, wait)
 
-    def _miss(self, stage: StageRun, number: int, why: Why) -> None:
+    def _tell(self, stage: StageRun, lowered: Lowered, number: int, why: Why) -> None:
         """Tell that a step is not in the cache; BuildError where it has to be."""
+        self._fates[number] = _fate(stage, lowered, why)
         if self._work.cache.explain:
             self._report(StepMissed(number, why.changes))
         required = self._work.cache.required
@@ -423,8 +407,11 @@ class Engine:
                 hint="--require-cache lets no step be done anew",
             )
 
-    def _parts(self, stage: StageRun, lowered: Lowered) -> tuple[list[Part], list[bytes]]:
-        """What the step's result depends on, readable, and what of it may not be kept readable."""
+    def _parts(self, stage: StageRun, lowered: Lowered, *, readable: bool) -> tuple[list[Part], list[bytes]]:
+        """What the step's result depends on, and what of it may not be kept readable.
+
+        readable: each path that it takes of a context is a part, to be told; else a digest stands for them, in the key.
+        """
         chain = chain_ids(tuple(layer.diff_id for layer in stage.layers))
         parent = ("parent", chain[-1] if chain else "scratch")
         parts: list[Part] = [("platform", str(lowered.state.platform))]
@@ -438,9 +425,13 @@ class Engine:
                 for mount in step.mounts:
                     if isinstance(mount, BindMount):
                         selection = FileStep(mount.origin, (PathSource(mount.source, lowered.instruction.span),), "/")
-                        parts += [(f"mount {mount.target} {name}", value) for name, value in self._inputs(selection)]
+                        parts += [
+                            (f"mount {mount.target} {name}", value)
+                            for name, value in self._inputs(selection, readable=readable)
+                        ]
             case FileStep() as step:
-                parts += [*([] if step.link else [parent]), *file_steps.step_parts(step), *self._inputs(step)]
+                parts += [*([] if step.link else [parent]), *file_steps.step_parts(step)]
+                parts += self._inputs(step, readable=readable)
             case None:
                 raise AssertionError(lowered)
         for secret in lowered.secrets:
@@ -461,15 +452,15 @@ class Engine:
                     found.append(hmac.digest(self._store.own_key(), sources[mount.id].read(), "sha256"))
         return found
 
-    def _inputs(self, step: FileStep) -> list[Part]:
-        """What of the files that a step takes counts for its key.
+    def _inputs(self, step: FileStep, *, readable: bool) -> list[Part]:
+        """What of the files that a step takes counts for its key. readable: a part for each path of a context.
 
         The files of a stage or an image are named by their layers, so what a selection of them amounts to is worked out
         once and remembered.
         """
         layers = self._layers(step.origin)
         if layers is None or not any(isinstance(source, PathSource) for source in step.sources):
-            return file_steps.inputs(step, self._view(step.origin), self._fetcher(step))
+            return self._selected(step) if readable else [("files", self._selection(step))]
         question = key(
             [
                 *(("layer", layer.diff_id) for layer in layers),
@@ -482,6 +473,27 @@ class Engine:
             answer = self._index.fold(file_steps.inputs(step, self._view(step.origin)))
             self._index.memoise("selection", question, answer)
         return [("files", answer)]
+
+    def _selection(self, step: FileStep) -> str:
+        """A digest of all that a step takes of a context; where nothing has changed since, no file is looked into."""
+        files = self._view(step.origin)
+        stamp = file_steps.stamp(step, files) if isinstance(files, Directory) else None
+        question = ""
+        if stamp is not None:
+            question = key([("stamp", stamp[0]), *file_steps.step_parts(step)])
+            known = self._index.memo("selection", question)
+            if known is not None:
+                return known
+        answer = key(self._selected(step))
+        if stamp is not None and stamp[1]:
+            self._index.memoise("selection", question, answer)
+        return answer
+
+    def _selected(self, step: FileStep) -> list[Part]:
+        """What a step takes of a context, a part for each path."""
+        if step not in self._selections:
+            self._selections[step] = file_steps.inputs(step, self._view(step.origin), self._fetcher(step))
+        return self._selections[step]
 
     def _perform(self, stage: StageRun, lowered: Lowered, number: int, identity: str, started: float) -> Record:
         """Carry the step out and write what it changed as a layer."""
@@ -552,6 +564,20 @@ class Engine:
                     self._work.epoch,
                 )
             return self._made_runner
+
+
+def _fate(stage: StageRun, lowered: Lowered, why: Why | None = None) -> Fate:
+    """How the step that a stage is at fared. why: of one that was not in the cache."""
+    return Fate(
+        stage.work.plan.title,
+        stage.steps + 1,
+        stage.work.total,
+        lowered.instruction.span.line,
+        lowered.title,
+        why is None,
+        "" if why is None else why.reason,
+        () if why is None else why.changes,
+    )
 
 
 def place_of(stage: StageRun, lowered: Lowered, work: Work, titles: frozenset[str]) -> Place:
