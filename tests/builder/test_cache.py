@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from random import Random
 from typing import TYPE_CHECKING
@@ -250,6 +251,16 @@ def laid(bench: Bench) -> None:
                 os.chmod(os.path.join(folder, name), 0o644)
 
 
+@pytest.fixture(params=["read", "trusted"])
+def seen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether files are looked into, as those that are seconds old are, or their times are enough."""
+    if request.param == "trusted":
+        monkeypatch.setattr("builder.context.RACY", 0)
+        monkeypatch.setattr("cache.digests.RACY", 0)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("seen")
 @pytest.mark.parametrize("what", COUNTS)
 def test_what_counts_of_a_copied_tree(bench: Bench, what: str) -> None:
     laid(bench)
@@ -260,6 +271,7 @@ def test_what_counts_of_a_copied_tree(bench: Bench, what: str) -> None:
     assert copied(bench)
 
 
+@pytest.mark.usefixtures("seen")
 @pytest.mark.parametrize("what", IGNORED)
 def test_what_does_not_count_of_a_copied_tree(bench: Bench, what: str) -> None:
     laid(bench)
@@ -278,6 +290,57 @@ def test_xattrs_count(bench: Bench) -> None:
 def _kept_xattrs(bench: Bench) -> set[str]:
     """The xattrs in the last layer of the image."""
     return {name.removeprefix("SCHILY.xattr.") for member in bench.image().members() for name in member.pax_headers}
+
+
+WATCHED = """
+import sys
+counts = {"open": 0, "os.scandir": 0}
+def hook(event, arguments):
+    if event in counts and isinstance(arguments[0], bytes) and b"/tree" in arguments[0]:
+        counts[event] += 1
+sys.addaudithook(hook)
+from builder.cli import _outermost
+code = _outermost(sys.argv[1:])
+print(counts["open"], counts["os.scandir"], "builder.handlers.mounts" in sys.modules)
+sys.exit(code)
+"""
+
+
+def test_a_rebuild_of_unchanged_files_opens_none_of_them(bench: Bench) -> None:
+    files = {f"tree/{n % 7}/{n}": f"{n}" for n in range(200)}
+    text = "FROM scratch\nCOPY tree /tree\nCOPY --link --chmod=600 tree/0 tree/[12] /some/\nCOPY --link tree/3/3 /f\n"
+    bench.build(text, {**files, ".dockerignore": "**/*.log\n"})
+    time.sleep(2.1)  # files that may still change within the tick of their time are read
+    bench.build()
+    words = [sys.executable, "-c", WATCHED, "build", "-q", str(bench.context)]
+    done = subprocess.run(words, env=bench.environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1].split()[:2] == ["0", "8"]  # `tree` and the seven in it, once each
+    write(bench.context, {"tree/4/4": "five"})
+    assert [step.cached for step in bench.build().steps] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: (c / "tree/link").symlink_to("../other"),
+        lambda c: (c / "outside/f").write_text("F"),
+        lambda c: ((c / "door").unlink(), (c / "door").symlink_to("tree")),
+    ],
+    ids=["a link that a pattern follows", "what a link leads to", "where a link leads"],
+)
+@pytest.mark.usefixtures("seen")
+def test_links_in_the_way_to_files(bench: Bench, change: Callable[[Path], object]) -> None:
+    write(bench.context, {"tree/f": "1", "other": "2", "outside/f": "3"})
+    bench.environ["SOURCE_DATE_EPOCH"] = "1"
+    (bench.context / "door").symlink_to("outside")
+    (bench.context / "tree/one").symlink_to("../outside/f")
+    text = "FROM scratch\nCOPY tree/* /a/\nCOPY door /b\nCOPY door/f /c\n"
+    for _ in range(2):
+        bench.build(text)
+    change(bench.context)
+    first = bench.build(text)
+    assert not all(step.cached for step in first.steps)
+    assert bench.build(text, None, "--no-cache").image == first.image
 
 
 FLAGS = {
