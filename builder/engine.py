@@ -125,7 +125,7 @@ class StageRun(Struct):
     """A stage while it is built. `done` is set when it ended, one way or the other.
 
     base: the config it stands on. dirty: some step was not in the cache. parent: the last intermediate image. changed:
-    the last step that was not in the cache, of this stage or of those that it stands on.
+    the last step that was not in the cache, of this stage or of those that it stands on. written: bytes of layers.
     """
 
     work: StageWork
@@ -138,6 +138,7 @@ class StageRun(Struct):
     dirty: bool = False
     parent: Digest | None = None
     changed: str = ""
+    written: int = 0
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -295,6 +296,11 @@ class Engine:
         """How many steps there were, and how many of them came from the cache."""
         return sum(s.steps for s in self._stages.values()), sum(s.cached for s in self._stages.values())
 
+    @property
+    def written(self) -> int:
+        """Bytes of the layers of steps that were done."""
+        return sum(stage.written for stage in self._stages.values())
+
     # ------------------------------------------------------------ steps
 
     def _do(self, stage: StageRun, lowered: Lowered) -> None:
@@ -350,6 +356,7 @@ class Engine:
                 error.source = error.source or lowered.source
                 error.span = error.span or lowered.instruction.span
             raise
+        stage.written += 0 if hit else record.size
         if record.layer is not None:
             stage.layers = (*stage.layers, record.layer)
             if len(stage.layers) > MAX_LAYERS:
