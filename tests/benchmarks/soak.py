@@ -167,14 +167,14 @@ class Soak:
 
     def _saved(self, name: str) -> str:
         """The digest of what `save` writes."""
-        process = self._start("save", name)
-        assert process.stdout is not None
-        assert process.stderr is not None
         state = hashlib.sha256()
-        while data := process.stdout.read(1 << 20):
-            state.update(data)
-        err = process.stderr.read()
-        if process.wait() != 0:
+        with self._start("save", name) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            while data := process.stdout.read(1 << 20):
+                state.update(data)
+            err = process.stderr.read()
+        if process.returncode != 0:
             self.wrong.append(f"pybuild save {name}: {err.decode()[-600:]}")
         return state.hexdigest()
 
