@@ -86,7 +86,7 @@ def build(
         for reference in references:
             store.tag(reference, image.id)
     steps, cached = engine.counts()
-    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
+    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings, engine.written)
     report(BuildFinished(result))
     return result
 

@@ -126,7 +126,7 @@ class StageRun(Struct):
 
     base: the config it stands on. dirty: some step was not in the cache. parent: the last intermediate image. changed:
     the last step that was not in the cache, of this stage or of those that it stands on. inherited: so many of the
-    layers came with the image that it, or the stage below, stands on.
+    layers came with the image that it, or the stage below, stands on. written: bytes of layers, uncompressed.
     """
 
     work: StageWork
@@ -140,6 +140,7 @@ class StageRun(Struct):
     dirty: bool = False
     parent: Digest | None = None
     changed: str = ""
+    written: int = 0
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -303,6 +304,11 @@ class Engine:
         """How many steps there were, and how many of them came from the cache."""
         return sum(s.steps for s in self._stages.values()), sum(s.cached for s in self._stages.values())
 
+    @property
+    def written(self) -> int:
+        """Bytes of the layers of steps that were done."""
+        return sum(stage.written for stage in self._stages.values())
+
     # ------------------------------------------------------------ steps
 
     def _do(self, stage: StageRun, lowered: Lowered) -> None:
@@ -358,6 +364,7 @@ class Engine:
                 error.source = error.source or lowered.source
                 error.span = error.span or lowered.instruction.span
             raise
+        stage.written += 0 if hit else record.size
         if record.layer is not None:
             stage.layers = (*stage.layers, record.layer)
         stage.made.append(Made(lowered, record.layer, record.created))

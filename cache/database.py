@@ -98,6 +98,14 @@ _MIGRATIONS = (
     CREATE INDEX records_words ON records (title, number) WHERE parts IS NOT NULL;
     CREATE INDEX records_build ON records (build, number) WHERE parts IS NOT NULL;
     """,
+    """
+    -- records.used and memos.used are hours since 1970 from here on.
+    UPDATE records SET used = used * 24 + 23;
+    UPDATE memos SET used = used * 24 + 23;
+
+    -- What folders of the store took of the disk when they were last measured; stamp: by which they are the same still.
+    CREATE TABLE sizes (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+    """,
 )
 
 

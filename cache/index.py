@@ -37,7 +37,8 @@ _LOOKED_AT = 100
 _ALIKE = 0.6
 """How much of two steps' words has to be the same for the one to be taken for the other, edited and moved."""
 
-_DAY = 86400
+HOUR = 3600
+"""Seconds: how exactly it is kept when a record or a memo was last used, so that most builds have nothing to write."""
 
 _FOLDED = 5000
 """Parts that are kept behind a digest of them; more cost more than their explanation is worth."""
@@ -131,7 +132,7 @@ class Index:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._blobs = os.path.join(database.path.parent, "blobs", "sha256", "")
-        self._today = int(time.time() / _DAY)
+        self._hour = int(time.time() / HOUR)
         self._touched: set[str] = set()
         self._touched_memos: set[tuple[str, str]] = set()
         self._known: dict[str, bool] = {}
@@ -147,7 +148,7 @@ class Index:
         if not rows:
             return None
         diff_id, digest, blob_size, media_type, size, files, created, seconds, used = rows[0]
-        if used != self._today:
+        if used != self._hour:
             with self._lock:
                 self._touched.add(key)
         if digest is None:
@@ -180,7 +181,7 @@ class Index:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(record.key, step, *layer, record.size, record.files, record.created, record.seconds, kept),
-                    *(time.time(), self._today),
+                    *(time.time(), self._hour),
                     *(_storable(place.build), _title(place), json.dumps(place.notes)),
                 ),
             )
@@ -285,17 +286,17 @@ class Index:
         return compared(before, after) or [difference]
 
     def settle(self) -> None:
-        """Write down that what was looked up is in use: at a build's end, at most once a day for each."""
+        """Write down that what was looked up is in use: at a build's end, at most once an hour for each."""
         with self._lock:
             records, self._touched = self._touched, set()
             memos, self._touched_memos = self._touched_memos, set()
         if records or memos:
             with self._database.transaction() as connection:
                 connection.executemany(
-                    "UPDATE records SET used = ? WHERE key = ?", [(self._today, key) for key in records]
+                    "UPDATE records SET used = ? WHERE key = ?", [(self._hour, key) for key in records]
                 )
                 connection.executemany(
-                    "UPDATE memos SET used = ? WHERE kind = ? AND key = ?", [(self._today, *memo) for memo in memos]
+                    "UPDATE memos SET used = ? WHERE kind = ? AND key = ?", [(self._hour, *memo) for memo in memos]
                 )
 
     def keep_build(self, name: str, steps: Sequence[Fate]) -> None:
@@ -324,14 +325,14 @@ class Index:
         if not rows:
             return None
         value, used = rows[0]
-        if used != self._today:
+        if used != self._hour:
             with self._lock:
                 self._touched_memos.add((kind, name))
         return bytes(value).decode("utf-8", "surrogateescape")
 
     def memoise(self, kind: str, key: str, value: str) -> None:
         """Remember a fact that follows from its key alone, or that whoever asks can check."""
-        row = (kind, _storable(key), value.encode("utf-8", "surrogateescape"), self._today)
+        row = (kind, _storable(key), value.encode("utf-8", "surrogateescape"), self._hour)
         with self._database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO memos (kind, key, value, used) VALUES (?, ?, ?, ?)", row)
 

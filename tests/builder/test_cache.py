@@ -499,6 +499,10 @@ def test_a_step_that_fails_is_tried_by_who_waited(bench: Bench) -> None:
 # ---------------------------------------------------------------- the disk
 
 
+def random_bytes(size: int) -> bytes:
+    return Random(os.urandom(8)).randbytes(size)
+
+
 def disk(root: Path) -> int:
     """The blocks of all below a store's folder but the database, each inode once."""
     seen: dict[tuple[int, int], int] = {}
@@ -548,6 +552,28 @@ def test_du_says_what_du_says(bench: Bench) -> None:
         items = measure(store)
         total = subprocess.run([program, "-s", "--block-size=1", bench.root], capture_output=True, check=True).stdout
     assert sum(item.size for item in items) == int(total.split()[0])
+
+
+def test_a_build_keeps_the_cache_within_its_budget(bench: Bench) -> None:
+    text = "FROM scratch AS one\nCOPY a b /\nFROM scratch\nCOPY --from=one /a /a\n"
+    bench.build(text, {"a": "1", "b": random_bytes(200_000)})
+    write(bench.context, {"a": "2", "b": random_bytes(200_000)})
+    blobs = bench.root / "blobs/sha256"
+
+    def size() -> int:
+        return sum(entry.stat().st_size for entry in os.scandir(blobs))
+
+    done = bench.pybuild("build", "--progress=plain", "--cache-budget=300kB", "-t", "app", str(bench.context))
+    assert "the cache was over its budget: " in done.err
+    assert size() < 300_000
+    assert "whole" in bench.pybuild("fsck").out
+    # A rebuild out of the cache looks at nothing.
+    bench.environ["PYBUILD_CACHE_BUDGET"] = "1"
+    before = size()
+    assert "over its budget" not in bench.pybuild("build", "--progress=plain", str(bench.context)).err
+    assert size() == before
+    bench.environ["PYBUILD_CACHE_BUDGET"] = "much"
+    assert "cache-budget" in bench.pybuild("build", str(bench.context), code=2).err
 
 
 def test_the_history_of_an_image_outlives_the_cache(bench: Bench) -> None:
