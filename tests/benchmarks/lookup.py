@@ -30,8 +30,13 @@ ROUNDS = 400
 
 
 def parts_of(number: int) -> list[Part]:
-    """The parts of a RUN: what they are of, its command, some variables."""
-    words = [("parent", f"sha256:{number:064x}"), ("argv 0", "/bin/sh"), ("argv 1", "-c"), ("argv 2", f"make {number}")]
+    """The parts of a RUN: what it stands on, its command, some variables."""
+    words = [
+        ("parent", f"sha256:{abs(number):064x}"),
+        ("argv 0", "/bin/sh"),
+        ("argv 1", "-c"),
+        ("argv 2", f"make {number}"),
+    ]
     return [*words, *((f"env V{n}", f"{n}") for n in range(8))]
 
 
@@ -58,6 +63,21 @@ def micro(act: Callable[[int], object], numbers: range) -> float:
     return statistics.median(times) * 1e6
 
 
+def measured(store: Store, index: Index, records: int) -> tuple[float, ...]:
+    """The medians of all four among so many records; there are more of them then."""
+    keys = [key(parts_of(number * 7919 % records)) for number in range(ROUNDS)]
+
+    def write(number: int) -> None:
+        fill(store, index, records + number, records + number + 1)
+
+    return (
+        micro(lambda number: index.lookup(keys[number]), range(ROUNDS)),
+        micro(lambda number: index.lookup(f"{number:064x}"), range(ROUNDS)),
+        micro(lambda number: index.why(place_of(number * 7919 % records), parts_of(-number)), range(1, ROUNDS)),
+        micro(write, range(ROUNDS)),
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("records", nargs="*", type=int, default=[10, 100, 1000, 10_000, 100_000])
@@ -68,13 +88,7 @@ def main() -> int:
         done = 0
         for wanted in sorted(options.records):
             fill(store, index, done, wanted)
-            keys = [key(parts_of(number * 7919 % wanted)) for number in range(ROUNDS)]
-            row = (
-                micro(lambda n, keys=keys: index.lookup(keys[n]), range(ROUNDS)),
-                micro(lambda n: index.lookup(f"{n:064x}"), range(ROUNDS)),
-                micro(lambda n, w=wanted: index.why(place_of(n * 7919 % w), parts_of(-n)), range(1, ROUNDS)),
-                micro(lambda n, w=wanted: fill(store, index, w + n, w + n + 1), range(ROUNDS)),
-            )
+            row = measured(store, index, wanted)
             done = wanted + ROUNDS
             size = (Path(folder) / "store" / "pybuild.db").stat().st_size / 1e6
             print(f"{wanted:>10,}" + "".join(f"{value:>12.1f}" for value in row) + f"{size:>8.1f}", flush=True)
