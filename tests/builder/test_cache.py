@@ -472,10 +472,11 @@ def test_two_builds_at_once_do_a_step_once(bench: Bench) -> None:
 
 def test_the_step_of_a_killed_build_is_free(bench: Bench) -> None:
     needs_run()
-    words = bench.words("FROM base\nRUN --mount=type=cache,target=/c test -e /c/f || { touch /c/f; sleep 60; }\n", {})
+    text = "FROM base\nRUN --mount=type=cache,target=/c test -e /c/f || { touch /c/f; echo begun; sleep 60; }\n"
+    words = bench.words(text, {})
     first = bench.start(*words)
     assert first.stderr is not None
-    while b"step-started" not in first.stderr.readline():
+    while b'"begun' not in first.stderr.readline():
         pass
     second = bench.start(*words)
     assert second.stderr is not None
