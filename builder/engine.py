@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import threading
 import time
@@ -433,10 +434,8 @@ class Engine:
                 for mount in step.mounts:
                     if isinstance(mount, BindMount):
                         selection = FileStep(mount.origin, (PathSource(mount.source, lowered.instruction.span),), "/")
-                        parts += [
-                            (f"mount {mount.target} {name}", value)
-                            for name, value in self._inputs(selection, readable=readable)
-                        ]
+                        found = [*self._inputs(selection, readable=readable), *self._mounted(mount)]
+                        parts += [(f"mount {mount.target} {name}", value) for name, value in found]
             case FileStep() as step:
                 parts += [*([] if step.link else [parent]), *file_steps.step_parts(step)]
                 parts += self._inputs(step, readable=readable)
@@ -481,6 +480,20 @@ class Engine:
             answer = self._index.fold(file_steps.inputs(step, self._view(step.origin)))
             self._index.memoise("selection", question, answer)
         return [("files", answer)]
+
+    def _mounted(self, mount: BindMount) -> list[Part]:
+        """What a RUN sees of the very directory that it mounts from layers. One of a context is made for it."""
+        layers = self._layers(mount.origin)
+        if layers is None:
+            return []
+        question = key([*(("layer", layer.diff_id) for layer in layers), ("path", mount.source)])
+        answer = self._index.memo("mounted", question)
+        if answer is None:
+            view = self._view(mount.origin)
+            entry = view.entry(view.resolve(os.fsencode(mount.source.strip("/"))))
+            answer = f"{entry.mode:o} {entry.uid}:{entry.gid}" if entry is not None else "missing"
+            self._index.memoise("mounted", question, answer)
+        return [("top", answer)]
 
     def _selection(self, step: FileStep) -> str:
         """A digest of all that a step takes of a context; where nothing has changed since, no file is looked into."""
