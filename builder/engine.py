@@ -251,7 +251,8 @@ class Engine:
         done = [made.created for made in stage.made if made.created is not None] if stage.dirty else []
         created = float(known) if known else done[-1] if done else time.time()
         if not known:
-            self._index.memoise("image created", fingerprint, repr(created))
+            # Of builds that come to the same image at once, all have to call it by one id.
+            created = float(self._index.agree("image created", fingerprint, repr(created)))
         return assemble(stage.base, state, stage.made, labels=labels, created=created)
 
     def _leave_intermediate(self, stage: StageRun) -> None:

@@ -336,6 +336,14 @@ class Index:
         with self._database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO memos (kind, key, value, used) VALUES (?, ?, ?, ?)", row)
 
+    def agree(self, kind: str, key: str, value: str) -> str:
+        """The fact that is remembered, this one when there is none: whoever asks at the same time gets the same."""
+        with self._database.transaction():
+            known = self.memo(kind, key)
+            if known is None:
+                self.memoise(kind, key, value)
+            return value if known is None else known
+
 
 _SAME_TITLE = (
     "SELECT number, step, title FROM records WHERE build = ? AND title = ? AND parts IS NOT NULL "

@@ -302,6 +302,12 @@ def test_a_memo_comes_back(index: Index) -> None:
     assert index.memo("kind", "key") == "newer"
 
 
+def test_who_asks_at_once_is_told_the_same(store: Store, index: Index) -> None:
+    assert index.agree("kind", "key", "first") == "first"
+    with Store.open(store.root) as other:
+        assert Index(other.database).agree("kind", "key", "second") == "first"
+
+
 # ---------------------------------------------------------------- speed
 
 
