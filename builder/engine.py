@@ -8,6 +8,7 @@ is the language's own meaning.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
@@ -16,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from builder.assembly import Made, assemble
 from builder.context import Directory
@@ -45,7 +47,7 @@ from cache.oci import canonical, chain_ids, digest_of
 from cache.reasons import Why
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from builder.bases import BaseImage
     from builder.context import Contexts
@@ -127,7 +129,9 @@ class StageRun(Struct):
 
     base: the config it stands on. dirty: some step was not in the cache. parent: the last intermediate image. changed:
     the last step that was not in the cache, of this stage or of those that it stands on. inherited: so many of the
-    layers came with the image that it, or the stage below, stands on. written: bytes of layers, uncompressed.
+    layers came with the image that it, or the stage below, stands on.
+
+    written: bytes of layers, uncompressed.
     """
 
     work: StageWork
@@ -251,7 +255,8 @@ class Engine:
         done = [made.created for made in stage.made if made.created is not None] if stage.dirty else []
         created = float(known) if known else done[-1] if done else time.time()
         if not known:
-            self._index.memoise("image created", fingerprint, repr(created))
+            # Of builds that come to the same image at once, all have to call it by one id.
+            created = float(self._index.agree("image created", fingerprint, repr(created)))
         return assemble(stage.base, state, stage.made, labels=labels, created=created)
 
     def _leave_intermediate(self, stage: StageRun) -> None:
@@ -332,30 +337,36 @@ class Engine:
         )
         started = time.monotonic()
         try:
-            parts, hidden = self._parts(stage, lowered, readable=False)
+            parts, hidden = self._parts(stage, lowered)
             identity = key(parts, hidden=hidden)
+            place = self._place(stage, lowered)
             fresh = self._is_fresh(stage, lowered)
-            record, reason = (None, "no cache") if fresh else self._lookup(identity)
+            record, why = (None, Why("no cache")) if fresh else self._lookup(identity, place, parts)
             hit = record is not None
-            why = Why(reason)
+            self._fates[number] = Fate(
+                stage.work.plan.title,
+                stage.steps + 1,
+                stage.work.total,
+                lowered.instruction.span.line,
+                lowered.title,
+                hit,
+                "" if hit else why.reason,
+                () if hit else why.changes,
+            )
             if record is None:
-                # All that only a miss needs is made here.
-                place = place_of(stage, lowered, self._work, self._titles)
-                parts, _ = self._parts(stage, lowered, readable=True)
-                why = why if reason else self._index.why(place, parts, identity)
-                self._tell(stage, lowered, number, why)
+                self._miss(stage, number, why)
                 with contextlib.nullcontext() if fresh else self._claim(identity, number):
                     # Another build may have done the step since it was looked up.
-                    record = None if fresh else self._lookup(identity)[0]
+                    record = None if fresh else self._lookup(identity, place, parts)[0]
                     hit = record is not None
                     if record is None:
                         record = self._perform(stage, lowered, number, identity, started)
-                        self._index.record(record, parts, place)
+                        self._index.record(record, parts, place())
                         stage.dirty = True
                         if record.layer is not None:
                             stage.changed = f"[{stage.work.plan.title} {stage.steps + 1}/{stage.work.total}]"
-            if hit:
-                self._fates[number] = _fate(stage, lowered)
+                if hit:
+                    self._fates[number] = replace(self._fates[number], cached=True, reason="", changes=())
             stage.cached += hit
         except BaseException as error:
             cancelled = isinstance(error, CancelledError | KeyboardInterrupt)
@@ -381,13 +392,25 @@ class Engine:
         own = lowered.source is None or lowered.source.name == self._work.contexts.source.name
         return bool(line) and own and lowered.instruction.span.line >= line
 
-    def _lookup(self, identity: str) -> tuple[Record | None, str]:
-        """The record of a step, or why one that is there may not be used."""
+    def _place(self, stage: StageRun, lowered: Lowered) -> Callable[[], Place]:
+        """What makes, once it is wanted, what is known of a step beside its key."""
+
+        @functools.cache
+        def make() -> Place:
+            parts, _ = self._parts(stage, lowered, readable=True)
+            return place_of(stage, lowered, self._work, self._titles, tuple(parts))
+
+        return make
+
+    def _lookup(self, identity: str, place: Callable[[], Place], parts: list[Part]) -> tuple[Record | None, Why]:
+        """The record of a step, or why there is none that may be used."""
         record = self._index.lookup(identity)
+        if record is None:
+            return None, self._index.why(place(), parts, identity)
         oldest = self._work.cache.oldest
-        if record is not None and oldest is not None and (age := self._index.age(identity)) > oldest:
-            return None, f"made {_span(age)} ago, more than {_span(oldest)}"
-        return record, ""
+        if oldest is not None and (age := self._index.age(identity)) > oldest:
+            return None, Why(f"made {_span(age)} ago, more than {_span(oldest)}")
+        return record, Why("")
 
     def _claim(self, identity: str, number: int) -> Claim:
         """The right to do the step; whoever else comes to the same one meanwhile waits for its result."""
@@ -403,9 +426,8 @@ class Engine:
 
         return Claim(self._store.root, identity, wait)
 
-    def _tell(self, stage: StageRun, lowered: Lowered, number: int, why: Why) -> None:
+    def _miss(self, stage: StageRun, number: int, why: Why) -> None:
         """Tell that a step is not in the cache; BuildError where it has to be."""
-        self._fates[number] = _fate(stage, lowered, why)
         if self._work.cache.explain:
             self._report(StepMissed(number, why.changes))
         required = self._work.cache.required
@@ -416,7 +438,7 @@ class Engine:
                 hint="--require-cache lets no step be done anew",
             )
 
-    def _parts(self, stage: StageRun, lowered: Lowered, *, readable: bool) -> tuple[list[Part], list[bytes]]:
+    def _parts(self, stage: StageRun, lowered: Lowered, *, readable: bool = False) -> tuple[list[Part], list[bytes]]:
         """What the step's result depends on, and what of it may not be kept readable.
 
         readable: each path that it takes of a context is a part, to be told; else a digest stands for them, in the key.
@@ -587,21 +609,7 @@ class Engine:
             return self._made_runner
 
 
-def _fate(stage: StageRun, lowered: Lowered, why: Why | None = None) -> Fate:
-    """How the step that a stage is at fared. why: of one that was not in the cache."""
-    return Fate(
-        stage.work.plan.title,
-        stage.steps + 1,
-        stage.work.total,
-        lowered.instruction.span.line,
-        lowered.title,
-        why is None,
-        "" if why is None else why.reason,
-        () if why is None else why.changes,
-    )
-
-
-def place_of(stage: StageRun, lowered: Lowered, work: Work, titles: frozenset[str]) -> Place:
+def place_of(stage: StageRun, lowered: Lowered, work: Work, titles: frozenset[str], parts: tuple[Part, ...]) -> Place:
     """What is known of a step beside its key, in the words of the build file and without secrets."""
     before = stage.made[-1].lowered.state if stage.made else stage.work.first
     step = lowered.step
@@ -637,6 +645,7 @@ def place_of(stage: StageRun, lowered: Lowered, work: Work, titles: frozenset[st
         titles,
         tuple(names),
         stage.changed,
+        parts,
     )
 
 

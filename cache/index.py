@@ -108,7 +108,8 @@ class Place(Struct, frozen=True):
     build: the context's name. stage, number: as progress counts. title: what the step says, as progress shows it.
     notes: readable facts that tell more than the key's parts: the base's name and digest, the variables that the title
     names. others: titles of all the build's steps: a record of one of them explains that one, wherever it stood. names:
-    what the user calls parts. cause: the step above this one that was done anew, empty for none.
+    what the user calls parts. cause: the step above this one that was done anew, empty for none. parts: to be kept and
+    told in place of the key's, which may hold a digest of many.
     """
 
     build: str
@@ -119,6 +120,7 @@ class Place(Struct, frozen=True):
     others: frozenset[str] = frozenset()
     names: tuple[Part, ...] = ()
     cause: str = ""
+    parts: tuple[Part, ...] = ()
 
     @property
     def step(self) -> str:
@@ -136,6 +138,7 @@ class Index:
         self._touched: set[str] = set()
         self._touched_memos: set[tuple[str, str]] = set()
         self._known: dict[str, bool] = {}
+        self._whys: dict[str, Why] = {}
         self._lock = threading.Lock()
 
     def lookup(self, key: str) -> Record | None:
@@ -168,7 +171,7 @@ class Index:
 
     def record(self, record: Record, parts: Iterable[Part], place: Place) -> None:
         """Keep a record; one of the same key gives way. place: whose it is, for later builds' explanations."""
-        kept = json.dumps(list(parts))
+        kept = json.dumps(place.parts or list(parts))
         step = place.step
         layer: tuple[object, ...] = (None,) * 4
         if record.layer is not None:
@@ -251,11 +254,18 @@ class Index:
 
     def why(self, place: Place, parts: Sequence[Part], identity: str = "") -> Why:
         """Why the step is not in the cache. identity: its key, where it has hidden parts."""
+        if not identity:
+            return self._why(place, place.parts or parts, key(parts))
+        if identity not in self._whys:
+            self._whys[identity] = self._why(place, place.parts or parts, identity)
+        return self._whys[identity]
+
+    def _why(self, place: Place, parts: Sequence[Part], identity: str) -> Why:
         found = self.differences(place, parts)
         if found is None:
             return Why(NEW if self._is_known(place.build) else NEVER)
         if not found:
-            rows = self._database.query("SELECT 1 FROM records WHERE key = ?", (identity or key(parts),))
+            rows = self._database.query("SELECT 1 FROM records WHERE key = ?", (identity,))
             return Why("its layer is gone from the store" if rows else "a value that is kept secret changed")
         found = [inner for each in found for inner in self._unfolded(each)]
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
@@ -335,6 +345,14 @@ class Index:
         row = (kind, _storable(key), value.encode("utf-8", "surrogateescape"), self._hour)
         with self._database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO memos (kind, key, value, used) VALUES (?, ?, ?, ?)", row)
+
+    def agree(self, kind: str, key: str, value: str) -> str:
+        """The fact that is remembered, this one when there is none: whoever asks at the same time gets the same."""
+        with self._database.transaction():
+            known = self.memo(kind, key)
+            if known is None:
+                self.memoise(kind, key, value)
+            return value if known is None else known
 
 
 _SAME_TITLE = (

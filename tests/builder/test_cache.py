@@ -21,7 +21,7 @@ from builder.events import StepFinished, StepMissed, StepStarted
 from builder.terminal import progress
 from cache.store import Store
 from cache.usage import measure
-from tests.building import Bench, needs_run, write
+from tests.building import Bench, busybox, needs_run, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -468,6 +468,38 @@ def test_two_builds_at_once_do_a_step_once(bench: Bench) -> None:
     told = "".join(event["text"] for each in events for event in each if event["event"] == "step-output")
     assert told.count("waiting for its result") == 2
     assert not [name for name in os.listdir(bench.root / "tmp") if name.startswith("step-")]
+
+
+@pytest.mark.slow
+def test_twenty_builds_at_once_do_each_step_once(bench: Bench) -> None:
+    """Four Dockerfiles that have a stage in common, five builds of each, all on a store that none has used yet."""
+    needs_run()
+    common = "FROM base AS common\nRUN cat /proc/uptime >/common\nCOPY a /a\n"
+    builds = []
+    for number in range(20):
+        own = bench.folder / f"context{number}"
+        last = f"FROM common\nRUN cat /proc/uptime >/own{number % 4}\nCOPY --from=common /common /copied\n"
+        write(own, {"Dockerfile": common + last, "a": "1"})
+        builds.append(
+            bench.start(
+                "build", "--progress=rawjson", f"--build-context=base={busybox()}", "-t", f"app{number}", str(own)
+            )
+        )
+    events = []
+    for build in builds:
+        err = build.communicate(timeout=240)[1].decode()
+        assert build.returncode == 0, err
+        events.append([json.loads(line) for line in err.splitlines()])
+    done = [event for each in events for event in each if event["event"] == "step-finished" and not event["cached"]]
+    # Two of the common stage, and of each of the four its own RUN and, on top of that, its own COPY.
+    assert len(done) == 2 + 4 * 2
+    assert len({each[-1]["image"] for each in events}) == 4
+    # Nobody has waited in silence: who waited for a step has said so.
+    waited = [event for each in events for event in each if "waiting for its result" in event.get("text", "")]
+    late = sum(bool(event["reason"]) for each in events for event in each if event["event"] == "step-finished")
+    assert late == len(done)
+    assert len(waited) <= 20 * 4
+    assert "whole" in bench.pybuild("fsck").out
 
 
 def test_the_step_of_a_killed_build_is_free(bench: Bench) -> None:

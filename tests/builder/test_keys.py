@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+import tarfile
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -206,3 +207,44 @@ def test_what_changes_on_the_command_line(built: Bench, what: str) -> None:
     lay_out(built)
     flags, wanted = FLAGS[what]
     assert missed(built, *flags) == wanted
+
+
+# ---------------------------------------------------------------- files of layers
+
+LAYER: dict[str, dict[str, Any]] = {
+    "d": {"kind": tarfile.DIRTYPE},
+    "d/f": {"uid": 5, "gid": 6, "mtime": 1, "pax_headers": {"SCHILY.xattr.user.a": "1"}},
+    "d/l": {"kind": tarfile.SYMTYPE, "linkname": "f"},
+    "d/c": {"kind": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3},
+    "d/other": {},
+    "unused": {},
+}
+IN_LAYERS: dict[str, tuple[dict[str, dict[str, Any]], bool]] = {
+    "nothing": ({}, False),
+    "an xattr's value": ({"d/f": {"uid": 5, "gid": 6, "pax_headers": {"SCHILY.xattr.user.a": "2"}}}, True),
+    "an xattr less": ({"d/f": {"uid": 5, "gid": 6}}, True),
+    "an owner": ({"d/f": {"uid": 7, "gid": 6, "pax_headers": {"SCHILY.xattr.user.a": "1"}}}, True),
+    "a group": ({"d/f": {"uid": 5, "gid": 7, "pax_headers": {"SCHILY.xattr.user.a": "1"}}}, True),
+    "a time": ({"d/f": {**LAYER["d/f"], "mtime": 99}}, False),
+    "a mode": ({"d/other": {"mode": 0o600}}, True),
+    "a link's target": ({"d/l": {"kind": tarfile.SYMTYPE, "linkname": "other"}}, True),
+    "a device's number": ({"d/c": {"kind": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}}, True),
+    "a device's kind": ({"d/c": {"kind": tarfile.BLKTYPE, "devmajor": 1, "devminor": 3}}, True),
+    "a hard link in place of a copy": ({"d/other": {"kind": tarfile.LNKTYPE, "linkname": "d/f"}}, True),
+    "a file that is not copied": ({"unused": {"mode": 0o600}}, False),
+    "a file more": ({"d/new": {}}, True),
+}
+
+
+@pytest.mark.parametrize("what", IN_LAYERS)
+def test_what_counts_of_files_in_layers(tmp_path: Path, what: str) -> None:
+    """Whoever copies from an image, or mounts it, depends on all that its entries say but their times."""
+    bench = Bench(tmp_path)
+    changed, counts = IN_LAYERS[what]
+    text = "FROM scratch\nCOPY --from=src d /x\n"
+    for table, wanted in ((LAYER, True), ({**LAYER, **changed}, counts)):
+        tar = archive(*((member(name, **facts), b"") for name, facts in table.items()))
+        write(tmp_path, {"src.tar": tar})
+        bench.pybuild("import", str(tmp_path / "src.tar"), "src:latest")
+        done = bench.build(text, {})
+        assert done.steps[0].cached != wanted, done.steps[0].reason
