@@ -28,11 +28,14 @@ FAILED, USAGE, DAMAGED, INTERNAL, INTERRUPTED, NO_READER = 1, 2, 3, 70, 130, 141
 
 COMMANDS = {
     "build": ("builder.cli.build", "build", "Build an image from a Dockerfile"),
+    "lint": ("builder.cli.lint", "lint", "Say what is wrong with a Dockerfile, without building it"),
     "image ls": ("builder.cli.images", "list_images", "List images"),
     "image inspect": ("builder.cli.images", "inspect", "Show all that is known of images, as JSON"),
     "image history": ("builder.cli.images", "history", "Show the steps of an image"),
     "image tag": ("builder.cli.images", "tag", "Give an image another name"),
     "image rm": ("builder.cli.images", "remove", "Remove names, and images that have no other"),
+    "image pull": ("builder.cli.registries", "pull", "Get images from registries"),
+    "image push": ("builder.cli.registries", "push", "Put images into registries"),
     "image prune": ("builder.cli.images", "prune", "Remove images that nothing needs"),
     "image export": ("builder.cli.transfer", "export", "Write the files of an image to a folder or a tar"),
     "save": ("builder.cli.transfer", "save", "Write images to an archive"),
@@ -45,6 +48,8 @@ COMMANDS = {
     "fsck": ("builder.cli.caches", "fsck", "Look whether the store is whole"),
     "import": ("builder.cli.images", "import_image", "Make an image of a root file system in a tar"),
     "ignore": ("builder.cli.ignore", "ignore", "Say which line of .dockerignore decides about paths"),
+    "login": ("builder.cli.registries", "login", "Give the credentials for a registry"),
+    "logout": ("builder.cli.registries", "logout", "Forget the credentials for a registry"),
     "info": ("builder.cli.about", "info", "Show the store, the tier of RUN, and what this machine has"),
     "version": ("builder.cli.about", "version", "Show the version"),
 }
@@ -55,9 +60,6 @@ FOREIGN = {
     "builder": "pybuild image prune frees what no image needs",
     "system": "pybuild info says what is in the store, pybuild image prune frees what no image needs",
     "bud": "did you mean pybuild build?",
-    "pull": "this version speaks to no registry; bases come from the store and --build-context",
-    "push": "this version speaks to no registry; -o type=oci,dest=FILE is for skopeo copy",
-    "login": "this version speaks to no registry",
     "run": "pybuild only builds; -o type=docker,dest=- | docker load, and docker run",
     "ps": "pybuild only builds: it has no containers",
 }
@@ -76,6 +78,8 @@ ALIASES = {
     "export": "image export",
     "image build": "build",
     "rmi": "image rm",
+    "pull": "image pull",
+    "push": "image push",
     "tag": "image tag",
     "history": "image history",
     "inspect": "image inspect",
