@@ -395,10 +395,13 @@ class Engine:
     def _place(self, stage: StageRun, lowered: Lowered) -> Callable[[], Place]:
         """What makes, once it is wanted, what is known of a step beside its key."""
 
+        # By the time that it is wanted the stage may be further on.
+        now = replace(stage, made=list(stage.made))
+
         @functools.cache
         def make() -> Place:
-            parts, _ = self._parts(stage, lowered, readable=True)
-            return place_of(stage, lowered, self._work, self._titles, tuple(parts))
+            parts, _ = self._parts(now, lowered, readable=True)
+            return place_of(now, lowered, self._work, self._titles, tuple(parts))
 
         return make
 
