@@ -394,7 +394,6 @@ class Engine:
 
     def _place(self, stage: StageRun, lowered: Lowered) -> Callable[[], Place]:
         """What makes, once it is wanted, what is known of a step beside its key."""
-
         # By the time that it is wanted the stage may be further on.
         now = replace(stage, made=list(stage.made))
 
