@@ -7,6 +7,7 @@ files is an error before the first step.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import time
 from contextlib import contextmanager, suppress
@@ -20,8 +21,8 @@ from builder import bases, handlers
 from builder.context import is_image, open_contexts
 from builder.engine import Engine, StageWork, Work
 from builder.epoch import plan_of
-from builder.errors import BuildError, DamagedError, gathered, raise_all
-from builder.events import BuildFinished, BuildPlanned, Warned
+from builder.errors import BuildError, CancelledError, DamagedError, gathered, raise_all
+from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Warned
 from builder.handlers import files
 from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
     from builder.registries import Registries
     from cache.oci import Platform
+    from cache.remote import Remotes
     from cache.store import Image, Store
     from grammar.source import Span
 
@@ -68,16 +70,19 @@ def build(
     """
     started = time.monotonic()
     _check_outputs(request)
-    with store.lease(), open_request(request, store, stdin) as contexts:
-        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop))
+    with (
+        store.lease(),
+        open_request(request, store, stdin) as contexts,
+        _caches(request, store, report, registries) as remotes,
+    ):
+        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
         examined = examine(made, work.stages, contexts)
         findings = examined.all
         for finding in findings:
             report(Warned(finding))
         examined.enforce()
         report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
-        engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
-        engine.run()
+        engine = _carried_out(work, request, store, isolation, report, stop, remotes)
         image = engine.image(made.target, intermediate=request.squash)
         if request.squash:
             image = _squashed(image, store, exact=made.epoch is not None)
@@ -85,12 +90,89 @@ def build(
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
             _export(image, spec, names, store, report, registries)
-        for reference in references:
-            store.tag(reference, image.id)
+        if engine.is_whole(made.target):
+            for reference in references:
+                store.tag(reference, image.id)
+        if remotes is not None:
+            remotes.adopt()
+        if remotes is not None and any(place.type != "inline" for place in request.cache_to):
+            _finish(remotes, request, report, stop)
     steps, cached = engine.counts()
     result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
     report(BuildFinished(result))
     return result
+
+
+@contextmanager
+def _caches(
+    request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
+) -> Iterator[Remotes | None]:
+    """The caches that the request names; None where it names none."""
+    if not request.cache_from and not request.cache_to:
+        yield None
+        return
+    from builder.sharing import open_caches
+
+    with open_caches(request, store, report, registries) as remotes:
+        try:
+            yield remotes
+        except CancelledError:
+            remotes.drop()
+            raise
+
+
+def _is_kept(request: BuildRequest) -> bool:
+    """Whether all bytes of the image are wanted here."""
+    elsewhere = {"cacheonly", "registry"}
+    if request.squash or not request.outputs or any(spec.type not in elsewhere for spec in request.outputs):
+        return True
+    # A name is for the store, unless it says where to push to.
+    return bool(request.tags) and all(spec.type != "registry" for spec in request.outputs)
+
+
+def _carried_out(
+    work: Work,
+    request: BuildRequest,
+    store: Store,
+    ground: Ground,
+    report: Reporter,
+    stop: threading.Event,
+    remotes: Remotes | None,
+) -> Engine:
+    """The build, carried out, with the bytes of the target's layers in the store where they are wanted.
+
+    A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
+    until then is in the cache.
+    """
+    numbers = itertools.count(1)
+    inline = any(place.type == "inline" for place in request.cache_to)
+    while True:
+        lost = remotes.lost if remotes is not None else 0
+        engine = Engine(
+            work, store=store, ground=ground, report=report, stop=stop, remotes=remotes, numbers=numbers, inline=inline
+        )
+        try:
+            engine.run()
+            if remotes is not None and _is_kept(request):
+                remotes.complete(engine.layers(work.target))
+        except CancelledError:
+            raise
+        except Exception:
+            if remotes is None or remotes.lost == lost:
+                raise
+            stop.clear()
+        else:
+            return engine
+
+
+def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: threading.Event) -> None:
+    """Wait until the caches have got what they were offered, and what lies in cache mounts."""
+    what = "cache " + ", ".join(dict.fromkeys(place.place for place in request.cache_to if place.place))
+    report(ExportStarted(what))
+    started = time.monotonic()
+    remotes.save(stop.is_set)
+    remotes.finish()
+    report(ExportFinished(what, time.monotonic() - started, remotes.traffic.sent))
 
 
 def _check_outputs(request: BuildRequest) -> None:
@@ -142,10 +224,20 @@ def remote_of(
     registries: Callable[[], Registries] | None,
     report: Reporter,
     stop: threading.Event | None = None,
+    remotes: Remotes | None = None,
 ) -> bases.Remote | None:
-    """Where the build gets bases that the store has not, as `--pull` has it; each is asked for once. None: nowhere."""
+    """Where the build gets bases that the store has not, as `--pull` has it; each is asked for once. None: nowhere.
+
+    remotes: have the layers of a base when their bytes are wanted; without them they are pulled at once.
+    """
     if registries is None or request.pull == "never":
         return None
+    if remotes is not None:
+        from builder.sharing import glancing
+
+        glance = glancing(registries, store, remotes)
+    else:
+        glance = None
     pulled: dict[tuple[Reference, Platform], Image] = {}
 
     def pull(reference: Reference, platform: Platform) -> Image:
@@ -158,7 +250,7 @@ def remote_of(
             pulled[key] = done.image
         return pulled[key]
 
-    return bases.Remote(pull, request.pull == "always")
+    return bases.Remote(pull, request.pull == "always", glance)
 
 
 def open_request(request: BuildRequest, store: Store, stdin: BinaryIO | None) -> Contexts:
