@@ -191,7 +191,7 @@ _CACHES: tuple[tuple[str, str, re.Pattern[bytes]], ...] = tuple(
         ("poetry", "", rb"\.cache/pypoetry"),
         ("pre-commit", "", rb"\.cache/pre-commit"),
         ("go", "", rb"\.cache/go-build"),
-        ("go", "", rb"(?:go|gopath)/pkg/mod/cache"),
+        ("go", "", rb"(?:go|gopath)/pkg/mod"),
         ("yarn", "yarn cache clean", rb"(?:\.cache/yarn|\.yarn/(?:berry/)?cache|usr/local/share/\.cache/yarn)"),
         ("node-gyp", "", rb"\.(?:cache/)?node-gyp"),
         ("npm", "npm cache clean --force", rb"\.npm/_cacache"),
@@ -199,6 +199,7 @@ _CACHES: tuple[tuple[str, str, re.Pattern[bytes]], ...] = tuple(
         ("Playwright", "", rb"\.cache/ms-playwright"),
         ("Homebrew", "brew cleanup", rb"\.cache/Homebrew"),
         ("cargo", "", rb"(?:\.cargo|usr/local/cargo)/(?:registry|git/db)"),
+        ("cargo", "", rb"target/(?:debug|release)/(?:deps|build|incremental|\.fingerprint)"),
         ("Maven", "", rb"\.m2/repository"),
         ("Gradle", "", rb"\.gradle/(?:caches|wrapper/dists)"),
         ("composer", "composer clear-cache", rb"\.(?:cache/composer|composer/cache)"),
@@ -208,6 +209,10 @@ _CACHES: tuple[tuple[str, str, re.Pattern[bytes]], ...] = tuple(
         ("Hugging Face", "", rb"\.cache/huggingface/hub"),
     )
 )
+
+
+_WANTED = frozenset({"Playwright", "Hugging Face"})
+"""Caches that programs also read when they run: browsers and models are put there on purpose as often as not."""
 
 
 def language_cache(subject: ImageSubject) -> Iterator[Finding]:
@@ -235,7 +240,8 @@ def language_cache(subject: ImageSubject) -> Iterator[Finding]:
             )
             hint = f"RUN --mount=type=cache,target={target}" + (f", or {remedy}" if remedy else "")
             hint = _not_copied(layer) or hint
-            yield subject.finding("LanguageCache", message, layer, hint, files=files)
+            severity = Severity.INFO if name in _WANTED else Severity.WARNING
+            yield subject.finding("LanguageCache", message, layer, hint, severity=severity, files=files)
 
 
 # ---------------------------------------------------------------- logs and dumps
