@@ -747,26 +747,29 @@ def listing(store: Store, layer: Layer) -> tuple[Entry, ...]:
         found = store.elsewhere.listing(layer)
         if found is not None:
             return found
-    if found is None:
-        seen: dict[int, Traits] = {}
-        with unpacked(store, layer) as source:
-            found = tuple(hashed(source.entries, seen))
-        _remember(store, layer.diff_id, found, seen)
-    return found
+    return _looked_into(store, layer)[0] if found is None else found
 
 
 def listed_traits(store: Store, layer: Layer) -> dict[int, Traits]:
-    """What the bytes of the layer's files say of them, by the number of the entry in `listing`. Raises as that does."""
-    for _ in range(2):
-        try:
-            with open(_listing_path(store, layer.diff_id), "rb") as file:
-                found = listings.decode_traits(file.read())
-        except FileNotFoundError:
-            found = None
-        if found is not None:
-            return found
-        listing(store, layer)
-    return {}
+    """What the bytes of the layer's files say of them, by the number of the entry in `listing`. Raises as that does.
+
+    Nobody else is believed about them: a layer that lies elsewhere is brought, and read.
+    """
+    try:
+        with open(_listing_path(store, layer.diff_id), "rb") as file:
+            found = listings.decode_traits(file.read())
+    except FileNotFoundError:
+        found = None
+    return _looked_into(store, layer)[1] if found is None else found
+
+
+def _looked_into(store: Store, layer: Layer) -> tuple[tuple[Entry, ...], dict[int, Traits]]:
+    """One pass over the blob, which verifies it and leaves a listing."""
+    seen: dict[int, Traits] = {}
+    with unpacked(store, layer) as source:
+        found = tuple(hashed(source.entries, seen))
+    _remember(store, layer.diff_id, found, seen)
+    return found, seen
 
 
 def hashed(entries: Iterable[Entry], seen: dict[int, Traits] | None = None) -> Iterator[Entry]:
