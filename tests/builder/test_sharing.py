@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -308,6 +310,40 @@ def test_machines_that_build_at_once_do_each_step_once(tmp_path: Path, shelf: Pa
         assert len(ended) == 16
         assert sum(not event["cached"] for event in ended) == 4
         assert len({machine.image().text("/c") for machine in machines}) == 1
+    finally:
+        for machine in machines:
+            machine.close()
+
+
+def test_builds_that_write_one_cache_at_once_lose_nothing_though_some_are_killed(tmp_path: Path, shelf: Path) -> None:
+    machines = [Machine(tmp_path / f"machine{number}") for number in range(6)]
+    data = os.urandom(2 << 20)
+    for number, machine in enumerate(machines):
+        # Steps of its own and steps that all have.
+        text = "FROM scratch\nCOPY shared /shared\n" + "".join(f"COPY own{step} /{step}\n" for step in range(4))
+        files = {f"own{step}": f"{number} {step}".encode() + data[: step << 18] for step in range(4)}
+        write(machine.folder / "own", {"Dockerfile": text, "shared": data, **files})
+    words = ["build", to(shelf), "--build-arg=SOURCE_DATE_EPOCH=1", "--progress=rawjson"]
+    try:
+        running = [machine.start(*words, str(machine.folder / "own")) for machine in machines]
+        for process in running[:2]:
+            while not list(shelf.glob("sheets/step-*")) and process.poll() is None:
+                time.sleep(0.005)
+            process.kill()
+        done = [process.communicate(timeout=60) for process in running]
+        assert [process.returncode for process in running[2:]] == [0] * 4, done
+        for path in (shelf / "blobs/sha256").iterdir():
+            if not path.name.startswith("."):
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+        for path in (shelf / "sheets").glob("[!.]*"):
+            sheet = json.loads(path.read_text())
+            for blob in (sheet["config"], *sheet["layers"]):
+                assert (shelf / "blobs" / blob["digest"].replace(":", "/")).stat().st_size == blob["size"]
+        for number, machine in enumerate(machines[2:]):
+            again = Machine(tmp_path / f"again{number}")
+            again.folder.mkdir()
+            made = again.alone(*words, of(shelf), "--require-cache", str(machine.folder / "own"))
+            assert made.code == 0, made.err
     finally:
         for machine in machines:
             machine.close()
