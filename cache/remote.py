@@ -27,7 +27,7 @@ import queue
 import threading
 import time
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
@@ -72,6 +72,8 @@ _LONG_AGO = 600.0
 
 _POLL = (0.1, 1.0)
 _WORKERS = 3
+_LARGE = 1 << 20
+"""Bytes of a blob whose fetching is told."""
 _PATIENCE = 10.0
 """Seconds to wait for a cache mount that another build has for itself."""
 _LISTING_LIMIT = 256 << 20
@@ -271,8 +273,9 @@ class Traffic(Struct):
 class Remotes:
     """All the caches elsewhere that one build uses; a context manager. Serves several threads at once.
 
-    warn: called with a sentence, once for each thing that goes wrong; the build goes on. An error other than the
-    user's stopping lets what was done until then be sent before the context ends.
+    warn: called with a sentence, once for each thing that goes wrong; the build goes on. moving: makes a context for
+    the time in which a large blob is fetched, of what it is to be called and its bytes. An error other than the user's
+    stopping lets what was done until then be sent before the context ends.
     """
 
     def __init__(
@@ -281,12 +284,14 @@ class Remotes:
         sources: Sequence[Source],
         targets: Sequence[Target],
         warn: Callable[[str], object],
+        moving: Callable[[str, int], AbstractContextManager[object]] | None = None,
     ) -> None:
         self.traffic = Traffic()
         self._store = store
         self._sources = list(sources)
         self._targets = list(targets)
         self._warn = warn
+        self._moving = moving
         self._lock = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
         self._found: dict[str, Found] = {}
@@ -418,7 +423,9 @@ class Remotes:
         """Have a blob of a shelf in the store, verified."""
         if self._store.holds(blob):
             return
-        with self._store.writer() as writer:
+        what = f"fetching {blob.digest[7:19]} from {shelf.title}"
+        told = self._moving if blob.size >= _LARGE else None
+        with told(what, blob.size) if told is not None else nullcontext(), self._store.writer() as writer:
             shelf.read(blob, writer)
             writer.commit(blob.digest, blob.size)
         with self._lock:

@@ -76,6 +76,7 @@ def test_another_machine_takes_every_step(machines: list[Machine], shelf: Path) 
     assert not any(first.build(STAGES, FILES, to(shelf)).cached.values())
     done = second.build(None, {}, of(shelf))
     assert all(done.cached.values())
+    assert {step.reason for step in done.steps} == {f"from {shelf}"}
     assert warnings(done) == []
     assert second.image().diff_ids == first.image().diff_ids
     assert second.names() == first.names()  # with the time at which the first machine made it
