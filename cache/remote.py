@@ -758,7 +758,9 @@ class Claims:
     def done(self, key: str) -> None:
         """The record is there: nobody looks at the claim any more. Idempotent."""
         with self._lock:
-            self._own.pop(key, None)
+            mine = self._own.pop(key, None)
+        if mine is not None:
+            self.shelf.drop(f"claim-{key}")
 
     def free(self, key: str) -> None:
         """Give the step to whoever wants it. Idempotent."""

@@ -71,6 +71,10 @@ class Shelf(Protocol):
         """Put a sheet in the place of the one of its name. Its blobs are there already."""
         ...
 
+    def drop(self, name: str) -> None:
+        """Nobody needs this sheet any more. It may stay: not every registry lets anything be removed. Never raises."""
+        ...
+
     def has(self, blob: Descriptor) -> bool:
         """Whether the blob is there."""
         ...
@@ -114,6 +118,11 @@ class Directory:
     def keep(self, name: str, sheet: Manifest) -> None:
         """See `Shelf.keep`."""
         self._write("sheets", name, lambda file: file.write(canonical(sheet.to_json())))
+
+    def drop(self, name: str) -> None:
+        """See `Shelf.drop`."""
+        with suppress(OSError):
+            (self._path / "sheets" / name).unlink()
 
     def has(self, blob: Descriptor) -> bool:
         """See `Shelf.has`. One of another size is none."""
@@ -240,6 +249,9 @@ class Repository:
     def keep(self, name: str, sheet: Manifest) -> None:
         """See `Shelf.keep`."""
         self.registry.put_manifest(self.repository, f"{self.tag}-{name}", canonical(sheet.to_json()), sheet.media_type)
+
+    def drop(self, name: str) -> None:
+        """See `Shelf.drop`: it stays. Few registries let a tag be removed, and all of them want the right to delete."""
 
     def has(self, blob: Descriptor) -> bool:
         """See `Shelf.has`."""
