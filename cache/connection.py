@@ -463,12 +463,8 @@ class Connection:
         if realm.scheme not in {"http", "https"} or not realm.hostname:
             raise RegistryError(f"{self.name} names {challenge.realm!r} as its token server, which is no address")
         credentials = self._known()
-        if (
-            credentials is not None
-            and realm.scheme == "http"
-            and self._base.startswith("https:")
-            and not self._insecure
-        ):
+        plain = realm.scheme == "http" and not _is_loopback(realm.hostname)
+        if credentials is not None and plain and not (self._insecure or self._plain_http):
             raise RegistryError(
                 f"{self.name} wants the password sent without TLS, to {challenge.realm}", "--insecure allows it"
             )

@@ -512,6 +512,22 @@ def test_a_token_server_that_is_no_address(played: PlayedRegistry) -> None:
         read(client(played, Credentials("me", "secret")))
 
 
+def test_no_password_goes_without_tls_to_another_machine(played: PlayedRegistry) -> None:
+    played.fail("GET", "/blobs/", status(401, {"WWW-Authenticate": 'Bearer realm="http://auth.invalid/token"'}))
+    registry = Registry(played.name, credentials=lambda _: Credentials("me", "secret"), sleep=Waits())
+    with pytest.raises(RegistryError, match=r"wants the password sent without TLS, to http://auth"):
+        read(registry)
+
+
+def test_what_one_may_not_do_needs_no_other_password(played: PlayedRegistry) -> None:
+    played.tokens = True
+    challenge = f'Bearer realm="http://{played.name}/token",scope="repository:x:push",error="insufficient_scope"'
+    played.fail("HEAD", "/blobs/", *[status(401, {"WWW-Authenticate": challenge})] * 4)
+    with pytest.raises(RegistryError, match=r"can not push to .*: access is denied") as caught:
+        send(client(played, Credentials("me", "secret")), b"new")
+    assert caught.value.hint == ""
+
+
 # ---------------------------------------------------------------- addresses and mirrors
 
 
