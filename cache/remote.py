@@ -35,6 +35,8 @@ import msgspec
 from msgspec import Struct
 
 from cache import listings
+from cache.compression import decompressed
+from cache.contents import PIECE
 from cache.errors import CorruptError, LostError, StoreError
 from cache.index import Record
 from cache.layers import listing
@@ -355,6 +357,9 @@ class Remotes:
         for source in sources:
             try:
                 found = source.find(key)
+                layer = found.record.layer if found is not None else None
+                if layer is not None and self._store.holds(layer.descriptor):
+                    _check_known(self._store, layer)
             except CorruptError as error:
                 self._tell(f"{source.title}: {error.message}; the step is looked for elsewhere, or done")
                 continue
@@ -410,7 +415,8 @@ class Remotes:
                         raise
             if found is not None and found.record.layer is not None:
                 try:
-                    self._fetch(found.shelf, found.record.layer.descriptor)
+                    if self._fetch(found.shelf, found.record.layer.descriptor):
+                        _check_contents(self._store, found.record.layer)
                 except StoreError as error:
                     raise self._lose(found, error) from error
         with self._lock:
@@ -419,10 +425,10 @@ class Remotes:
             action()
         return True
 
-    def _fetch(self, shelf: Shelf, blob: Descriptor) -> None:
-        """Have a blob of a shelf in the store, verified."""
+    def _fetch(self, shelf: Shelf, blob: Descriptor) -> bool:
+        """Have a blob of a shelf in the store, verified; whether it had to be fetched."""
         if self._store.holds(blob):
-            return
+            return False
         what = f"fetching {blob.digest[7:19]} from {shelf.title}"
         told = self._moving if blob.size >= _LARGE else None
         with told(what, blob.size) if told is not None else nullcontext(), self._store.writer() as writer:
@@ -430,6 +436,7 @@ class Remotes:
             writer.commit(blob.digest, blob.size)
         with self._lock:
             self.traffic.fetched += blob.size
+        return True
 
     def stand_on(self, shelf: Shelf, layers: Sequence[Layer], arrived: Callable[[], object]) -> None:
         """The build stands on an image whose layers lie on a shelf until they are wanted.
@@ -897,6 +904,30 @@ def _parts_text(parts: Sequence[Part], place: Place) -> bytes:
 def _place_name(place: Place) -> str:
     """The name of the sheet that explains misses of a step. The context's place counts not: machines differ in it."""
     return "place-" + hashlib.sha256(f"{place.stage}\n{place.title}".encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _check_known(store: Store, layer: Layer) -> None:
+    """`_check_contents` for a blob that is here already, unless the store knows what it unpacks to."""
+    rows = store.database.query(
+        "SELECT 1 FROM records WHERE digest = ?1 AND diff_id = ?2 UNION ALL "
+        "SELECT 1 FROM layers WHERE digest = ?1 AND diff_id = ?2 LIMIT 1",
+        (layer.descriptor.digest, layer.diff_id),
+    )
+    if not rows:
+        _check_contents(store, layer)
+
+
+def _check_contents(store: Store, layer: Layer) -> None:
+    """CorruptError where a layer's blob does not unpack to what the record says that it does.
+
+    An image would be made of it in which that is wrong, and steps above it would get other keys than they should.
+    """
+    state = hashlib.sha256()
+    with store.open_blob(layer.descriptor) as blob, decompressed(blob) as plain:
+        while data := plain.read(PIECE):
+            state.update(data)
+    if f"sha256:{state.hexdigest()}" != layer.diff_id:
+        raise CorruptError(f"the blob {layer.descriptor.digest} unpacks to something else than {layer.diff_id}")
 
 
 def _gzipped(data: bytes) -> bytes:

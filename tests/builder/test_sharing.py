@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import time
 from typing import TYPE_CHECKING
 
@@ -272,6 +273,27 @@ def test_a_layer_that_is_damaged_is_made_anew(machines: list[Machine], shelf: Pa
     assert second.pybuild("fsck").code == 0
     done = machines[2].build(text, {}, of(shelf))
     assert machines[2].image().text("/b") == "1"
+
+
+def test_a_record_of_another_layer_than_its_blob_is_not_believed(machines: list[Machine], shelf: Path) -> None:
+    first, second, third = machines
+    text = "FROM scratch\nCOPY a /a\n"
+    first.build(text, FILES, to(shelf))
+    path = next((shelf / "sheets").glob("step-*"))
+    right = first.image().diff_ids[0].removeprefix("sha256:")
+    path.write_bytes(path.read_bytes().replace(right.encode(), b"0" * 64))
+    done = second.build(text, {}, of(shelf), to(shelf))
+    assert [message for message in warnings(done) if "unpacks to something else" in message]
+    assert second.image().diff_ids != ["sha256:" + "0" * 64]
+    assert second.pybuild("fsck").code == 0
+    # And the record was put right.
+    assert third.build(text, {}, of(shelf)).steps[0].cached
+    # One whose blob is here already is looked at as well.
+    path.write_bytes(path.read_bytes().replace(third.image().diff_ids[0][7:].encode(), b"0" * 64))
+    with sqlite3.connect(third.root / "pybuild.db") as database:
+        database.execute("DELETE FROM records")
+    done = third.build(text, {}, of(shelf))
+    assert [message for message in warnings(done) if "unpacks to something else" in message]
 
 
 def test_a_listing_that_is_damaged_is_made_from_the_layer(machines: list[Machine], shelf: Path) -> None:
