@@ -73,7 +73,7 @@ def build(
     with (
         store.lease(),
         open_request(request, store, stdin) as contexts,
-        _caches(request, store, report, registries) as remotes,
+        _caches(request, store, report, registries, stop) as remotes,
     ):
         made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
         examined = examine(made, work.stages, contexts)
@@ -105,7 +105,11 @@ def build(
 
 @contextmanager
 def _caches(
-    request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    registries: Callable[[], Registries] | None,
+    stop: threading.Event,
 ) -> Iterator[Remotes | None]:
     """The caches that the request names; None where it names none."""
     if not request.cache_from and not request.cache_to:
@@ -113,7 +117,7 @@ def _caches(
         return
     from builder.sharing import open_caches
 
-    with open_caches(request, store, report, registries) as remotes:
+    with open_caches(request, store, report, registries, stop.is_set) as remotes:
         try:
             yield remotes
         except CancelledError:
@@ -171,7 +175,8 @@ def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: thr
     report(ExportStarted(what))
     started = time.monotonic()
     remotes.save(stop.is_set)
-    remotes.finish()
+    if not remotes.finish():
+        raise CancelledError("the build was stopped")
     report(ExportFinished(what, time.monotonic() - started, remotes.traffic.sent))
 
 

@@ -32,7 +32,11 @@ RULE = "Cache"
 
 
 def open_caches(
-    request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    registries: Callable[[], Registries] | None,
+    stopped: Callable[[], bool],
 ) -> Remotes:
     """The caches that a request names, to be entered. A place that is named twice is one shelf.
 
@@ -82,7 +86,7 @@ def open_caches(
         finally:
             report(TransferFinished(what, time.monotonic() - started, size, 1, failed))
 
-    return Remotes(store, sources, targets, warn, moving)
+    return Remotes(store, sources, targets, warn, moving, stopped)
 
 
 def glancing(

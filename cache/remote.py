@@ -29,7 +29,7 @@ import time
 import zlib
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, Self, cast
 
 import msgspec
 from msgspec import Struct
@@ -76,6 +76,8 @@ _POLL = (0.1, 1.0)
 _WORKERS = 3
 _LARGE = 1 << 20
 """Bytes of a blob whose fetching is told."""
+_PAUSE = 0.02
+_LAST_WORDS = 1.0
 _PATIENCE = 10.0
 """Seconds to wait for a cache mount that another build has for itself."""
 _LISTING_LIMIT = 256 << 20
@@ -276,8 +278,9 @@ class Remotes:
     """All the caches elsewhere that one build uses; a context manager. Serves several threads at once.
 
     warn: called with a sentence, once for each thing that goes wrong; the build goes on. moving: makes a context for
-    the time in which a large blob is fetched, of what it is to be called and its bytes. An error other than the user's
-    stopping lets what was done until then be sent before the context ends.
+    the time in which a large blob is fetched, of what it is to be called and its bytes. stopped: whether the build is
+    to end, so that nothing need be fetched any more. An error other than the user's stopping (`drop`) lets what was
+    done until then be sent before the context ends.
     """
 
     def __init__(
@@ -287,6 +290,7 @@ class Remotes:
         targets: Sequence[Target],
         warn: Callable[[str], object],
         moving: Callable[[str, int], AbstractContextManager[object]] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.traffic = Traffic()
         self._store = store
@@ -294,6 +298,8 @@ class Remotes:
         self._targets = list(targets)
         self._warn = warn
         self._moving = moving
+        self._stopped = stopped
+        self._dropped = threading.Event()
         self._lock = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
         self._found: dict[str, Found] = {}
@@ -318,8 +324,10 @@ class Remotes:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._store.elsewhere = None
+        if kind is not None and not issubclass(kind, Exception):
+            self._dropped.set()
         try:
-            self._workers.close(drop=kind is not None and not issubclass(kind, Exception))
+            self._workers.close(drop=self._dropped.is_set())
         finally:
             if self._claims is not None:
                 self._claims.close()
@@ -337,12 +345,17 @@ class Remotes:
         elif far:
             self.bring(far[0])
 
-    def finish(self) -> None:
-        """Wait until all that was offered is sent."""
-        self._workers.wait()
+    def finish(self) -> bool:
+        """Wait until all that was offered is sent; False when the build is stopped meanwhile."""
+        while not self._workers.idle:
+            if self._stopped():
+                return False
+            time.sleep(_PAUSE)
+        return True
 
     def drop(self) -> None:
-        """Send nothing more: the user does not wait."""
+        """Send nothing more, not even what is on its way: the user does not wait."""
+        self._dropped.set()
         self._workers.close(drop=True)
 
     # ------------------------------------------------------------ taking
@@ -410,13 +423,15 @@ class Remotes:
             if below is not None and not self._store.holds(below[1]):
                 try:
                     self._fetch(*below)
-                except StoreError:
-                    if found is None:
+                except StoreError as error:
+                    if found is None or isinstance(error, StoppedError):
                         raise
             if found is not None and found.record.layer is not None:
                 try:
                     if self._fetch(found.shelf, found.record.layer.descriptor):
                         _check_contents(self._store, found.record.layer)
+                except StoppedError:
+                    raise
                 except StoreError as error:
                     raise self._lose(found, error) from error
         with self._lock:
@@ -432,7 +447,7 @@ class Remotes:
         what = f"fetching {blob.digest[7:19]} from {shelf.title}"
         told = self._moving if blob.size >= _LARGE else None
         with told(what, blob.size) if told is not None else nullcontext(), self._store.writer() as writer:
-            shelf.read(blob, writer)
+            shelf.read(blob, _Watched(writer, self._stopped))
             writer.commit(blob.digest, blob.size)
         with self._lock:
             self.traffic.fetched += blob.size
@@ -608,8 +623,8 @@ class Remotes:
             shelf.keep(f"step-{record.key}", sheet)
             if anew:
                 shelf.keep(_place_name(place()), sheet)
-        except LostError:
-            return  # told, and done again
+        except (LostError, StoppedError):
+            return  # told, and done again; not wanted any more
         except StoreError as error:
             with self._lock:
                 if target not in self._targets:
@@ -691,8 +706,8 @@ class Remotes:
         except CorruptError:
             return False  # it is put anew
 
-    def _put(self, shelf: Shelf, blob: Descriptor, source: Callable[[], object]) -> None:
-        if shelf.put(blob, source):  # type: ignore[arg-type]
+    def _put(self, shelf: Shelf, blob: Descriptor, source: Callable[[], BinaryIO]) -> None:
+        if shelf.put(blob, lambda: cast("BinaryIO", _Watched(source(), self._dropped.is_set))):
             with self._lock:
                 self.traffic.sent += blob.size
 
@@ -702,6 +717,42 @@ class Remotes:
         blob = Descriptor(media_type, digest_of(data), len(data))
         self._put(shelf, blob, lambda: io.BytesIO(data))
         return blob
+
+
+class StoppedError(StoreError):
+    """The build was stopped while bytes moved."""
+
+
+class _Watched:
+    """A stream, to or from a shelf, that ends with the build."""
+
+    def __init__(self, stream: Any, stopped: Callable[[], bool]) -> None:
+        self._stream = stream
+        self._stopped = stopped
+
+    def read(self, size: int, /) -> bytes:
+        """See `io.RawIOBase.read`. StoppedError."""
+        self._check()
+        return bytes(self._stream.read(size))
+
+    def write(self, data: bytes, /) -> object:
+        """See `io.RawIOBase.write`. StoppedError."""
+        self._check()
+        return self._stream.write(data)
+
+    def close(self) -> None:
+        """See `io.RawIOBase.close`."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if self._stopped():
+            raise StoppedError("the build was stopped")
 
 
 # ---------------------------------------------------------------- claims
@@ -822,7 +873,10 @@ class Claims:
 
 
 class _Workers:
-    """Threads that do jobs in the order in which they were added, begun when they are wanted. Jobs do not raise."""
+    """Threads that do jobs in the order in which they were added, begun when they are wanted.
+
+    A job is not expected to raise; the first error of one is raised by `close`.
+    """
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -830,6 +884,7 @@ class _Workers:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._dropped = False
+        self._failure: BaseException | None = None
 
     def add(self, job: Callable[[], object]) -> None:
         """Have a job done soon."""
@@ -840,25 +895,33 @@ class _Workers:
                 thread.start()
         self._queue.put(job)
 
-    def wait(self) -> None:
-        """Until all that was added is done."""
-        self._queue.join()
+    @property
+    def idle(self) -> bool:
+        """Whether all that was added is done."""
+        return not self._queue.unfinished_tasks
 
     def close(self, *, drop: bool) -> None:
-        """End the threads; with `drop` after the jobs that they are at. Idempotent."""
+        """End the threads; with `drop` what they are at ends by itself, or with the process. Idempotent."""
         with self._lock:
             self._dropped = self._dropped or drop
             threads, self._threads = self._threads, []
         for _ in threads:
             self._queue.put(None)
+        until = time.monotonic() + _LAST_WORDS
         for thread in threads:
-            thread.join()
+            # One may be waiting for a registry's answer.
+            thread.join(max(until - time.monotonic(), 0) if drop else None)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
             try:
                 if not self._dropped:
                     job()
+            except BaseException as error:  # raised again in the thread that closes
+                self._failure = self._failure or error
             finally:
                 self._queue.task_done()
         self._queue.task_done()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sqlite3
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from builder.cli.places import cache_place
 from builder.errors import UnsupportedError
 from builder.model import CachePlace
 from tests.building import Bench, busybox, needs_run, write
-from tests.registries import PlayedRegistry
+from tests.registries import Handler, PlayedRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -562,6 +564,29 @@ def test_a_registry_that_lets_nobody_in_is_warned_of(machines: list[Machine], pl
     done = machines[0].build(STAGES, FILES, f"--cache-to={played.name}/cache")
     assert len(warnings(done)) == 1
     assert "nothing more is put into the cache" in warnings(done)[0]
+
+
+def test_a_build_that_is_stopped_does_not_wait_for_the_cache(machines: list[Machine], played: PlayedRegistry) -> None:
+    first = machines[0]
+    asked, over = threading.Event(), threading.Event()
+
+    def stall(handler: Handler, _: bytes) -> None:
+        asked.set()
+        over.wait(30)
+        handler.cut()
+
+    played.fail("PUT", "/blobs/uploads/", *[stall] * 9)
+    write(first.context, {"Dockerfile": "FROM scratch\nCOPY a /a\n", "a": "1"})
+    process = first.start("build", f"--cache-to={played.name}/cache", "-t", "app", str(first.context))
+    try:
+        assert asked.wait(30)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert time.monotonic() - started < 8
+    finally:
+        over.set()
 
 
 def test_cache_mounts_in_a_registry(machines: list[Machine], played: PlayedRegistry) -> None:
