@@ -177,6 +177,9 @@ def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: thr
     remotes.save(stop.is_set)
     if not remotes.finish():
         raise CancelledError("the build was stopped")
+    from builder.sharing import trim
+
+    trim(request)
     report(ExportFinished(what, time.monotonic() - started, remotes.traffic.sent))
 
 

@@ -89,6 +89,13 @@ def open_caches(
     return Remotes(store, sources, targets, warn, moving, stopped)
 
 
+def trim(request: BuildRequest) -> None:
+    """Bring the folders that have a limit below it."""
+    for place in request.cache_to:
+        if place.type == "local" and place.keep:
+            Directory(Path(place.place)).trim(place.keep)
+
+
 def glancing(
     registries: Callable[[], Registries], store: Store, remotes: Remotes
 ) -> Callable[[Reference, Platform], Glanced]:

@@ -148,6 +148,15 @@ def test_what_is_there_already_is_not_sent_again(machines: list[Machine], shelf:
     }
 
 
+def test_a_folder_may_have_a_limit(machines: list[Machine], shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, _ = machines
+    monkeypatch.setattr("cache.shelves._GRACE", -1.0)
+    first.build(STAGES, FILES, to(shelf))
+    first.build(STAGES, {"a": "2"}, to(shelf, ",keep=1kb"))
+    assert sum(path.stat().st_size for path in shelf.glob("*/**/*") if path.is_file()) <= 1024
+    second.build(STAGES, FILES, of(shelf))
+
+
 def test_a_step_that_is_done_anew_takes_the_place_of_the_old_one(machines: list[Machine], shelf: Path) -> None:
     needs_run()
     first, second, _ = machines
