@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from cache.disk import Dialect
     from cache.entries import Entry
     from cache.index import Part, Place
-    from cache.mounts import Folder
     from cache.shelves import Repository, Shelf
     from cache.store import Store
 
@@ -312,7 +311,6 @@ class Remotes:
         self._refusal: StoreError | None = None
         self._told: set[str] = set()
         self._mounted: dict[str, Path] = {}
-        self._restored: dict[tuple[str, Shelf], Folder] = {}
         self._asked: set[str] = set()
         self._workers = _Workers(_WORKERS)
         shared = [s for s in sources if isinstance(s, Steps) and any(s.shelf is t.shelf for t in targets)]
@@ -662,7 +660,6 @@ class Remotes:
                     fetched = mounts.restore(source.shelf, found, place, dialect, self._store)
                     with self._lock:
                         self.traffic.fetched += fetched
-                        self._restored[identity, source.shelf] = found
                     return True
             except StoreError as error:
                 self._tell(f"{source.title}: the cache mount {identity} can not be had: {error.message}; it is empty")
@@ -688,10 +685,7 @@ class Remotes:
                         if not free:
                             self._tell(f"the cache mount {identity} is not saved: another build is using it")
                             continue
-                        known = self._restored.get((identity, target.shelf))
-                        saved = mounts.save(
-                            target.shelf, identity, place, self._store, limit=left, known=known, stop=stop
-                        )
+                        saved = mounts.save(target.shelf, identity, place, self._store, limit=left, stop=stop)
                 except (OSError, StoreError) as error:
                     reason = error.message if isinstance(error, StoreError) else error.strerror
                     self._tell(f"the cache mount {identity} is not saved in {target.shelf.title}: {reason}")
