@@ -96,10 +96,25 @@ def temporary_files(subject: ImageSubject) -> Iterator[Finding]:
             target = "var/tmp" if only else "tmp"
             hint = f"remove them in the same RUN, or give it RUN --mount=type=tmpfs,target=/{target}"
         hint = hint or "remove them in the same RUN"
-        yield subject.finding("TemporaryFiles", message, layer, hint, files=files, paths=folders, size=size)
+        # Locks and marks in /run that packages leave are empty, and cost nothing.
+        trifle = not size and not folders and all(item.path.startswith(b"run/") for item in files)
+        yield subject.finding(
+            "TemporaryFiles",
+            message,
+            layer,
+            hint,
+            severity=Severity.INFO if trifle else Severity.WARNING,
+            files=files,
+            paths=folders,
+            size=size,
+        )
 
 
 # ---------------------------------------------------------------- package managers
+
+
+_DEBCONF = b"var/cache/debconf/"
+"""Where debconf keeps what was there before the last change: small, and left by nearly every installation."""
 
 
 def _is_apt(path: bytes) -> bool:
@@ -144,7 +159,10 @@ def apt_leftovers(subject: ImageSubject) -> Iterator[Finding]:
             f"end the same RUN with `{clean}rm -rf /var/lib/apt/lists/*`" if lists else "end the RUN with apt-get clean"
         )
         hint += ", or RUN --mount=type=cache,target=/var/cache/apt --mount=type=cache,target=/var/lib/apt"
-        yield subject.finding("AptLeftovers", message, layer, hint, files=files)
+        severity = Severity.WARNING
+        if all(item.path.startswith(_DEBCONF) for item in files):
+            severity, hint = Severity.INFO, "end the same RUN with rm -f /var/cache/debconf/*-old"
+        yield subject.finding("AptLeftovers", message, layer, hint, severity=severity, files=files)
 
 
 _MANAGERS: tuple[tuple[str, re.Pattern[bytes], str], ...] = (
