@@ -108,6 +108,11 @@ def _setns(fd: int, kind: int) -> None:
     _result(libc.setns(fd, ctypes.c_int(kind)), "setns")
 
 
+def enter_mounts(fd: int) -> None:
+    """Join the mount namespace that a descriptor is of. / and the current folder are its root from here on."""
+    _setns(fd, CLONE_NEWNS)
+
+
 def propagation(flags: int) -> None:
     """Say for every mount of this namespace how mounts and unmounts propagate."""
     _result(libc.mount(b"none", b"/", None, ctypes.c_ulong(flags | MS_REC), None), "mount propagation of /")
@@ -387,9 +392,9 @@ _ARCHITECTURES = {
 # io_uring, the newer mount calls, pidfd_getfd, process_madvise, quotactl_fd, set_mempolicy_home_node, lsm_*.
 _DENIED_EVERYWHERE = "425-433 438 440 442-443 450 459-461"
 _CLONE3, _LAST_KNOWN, _ARM_PRIVATE = 435, 466, 0xF0001
-_NAMESPACE_FLAGS = 0x7E020000
-_PERSONALITIES = (0, 8, 0x20000, 0x20008, 0xFFFFFFFF)
-_AF_ALG, _AF_VSOCK = 38, 40
+NAMESPACE_FLAGS = 0x7E020000
+PERSONALITIES = (0, 8, 0x20000, 0x20008, 0xFFFFFFFF)
+AF_ALG, AF_VSOCK = 38, 40
 
 # The calls that need a second id, for a user namespace with one: chown and set*id in all spellings; then mknod (its
 # mode is argument 1) and mknodat (argument 2), answered for devices only. These and no others are answered "done".
@@ -457,9 +462,9 @@ def docker_filter() -> bytes:
         code += _on(_GREATER, _LAST_KNOWN, unknown)
         code += _within(_DENIED_EVERYWHERE, refused) + _within(denied, refused)
         allow, refuse = _instruction(_RETURN, _ALLOW), _instruction(_RETURN, refused)
-        code += _when(clone, 0, [*_on(_ANY_BIT, _NAMESPACE_FLAGS, refused), allow])
-        code += _when(socket, 0, [*_on(_EQUAL, _AF_ALG, refused), *_on(_EQUAL, _AF_VSOCK, refused), allow])
-        code += _when(personality, 0, [x for p in _PERSONALITIES for x in _on(_EQUAL, p, _ALLOW)] + [refuse])
+        code += _when(clone, 0, [*_on(_ANY_BIT, NAMESPACE_FLAGS, refused), allow])
+        code += _when(socket, 0, [*_on(_EQUAL, AF_ALG, refused), *_on(_EQUAL, AF_VSOCK, refused), allow])
+        code += _when(personality, 0, [x for p in PERSONALITIES for x in _on(_EQUAL, p, _ALLOW)] + [refuse])
         blocks[architecture] = code
     return _per_architecture(blocks, unknown)
 
@@ -717,7 +722,7 @@ def _open_path(path: str) -> int:
     return os.open(path, os.O_PATH | os.O_CLOEXEC)
 
 
-class _Run:
+class Run:
     """One RUN, in the child that becomes it. Methods are called once, in the order of `start`."""
 
     def __init__(self, request: dict[str, Any], output: int, report: Callable[[tuple[Any, ...]], None]) -> None:
@@ -734,6 +739,17 @@ class _Run:
 
     def start(self, filters: Sequence[bytes]) -> NoReturn:
         """Become the command."""
+        self.leave()
+        self.make_root()
+        self._mount_all()
+        os.fchdir(self.root)
+        _result(libc.pivot_root(b".", b"."), "pivot_root")
+        _result(libc.umount2(b".", MNT_DETACH), "umount of the old root")
+        os.chdir("/")
+        self._become(filters)
+
+    def leave(self) -> None:
+        """Leave session, keyring and namespaces of the builder."""
         request = self.request
         libc.setsid()
         new_keyring()
@@ -750,17 +766,11 @@ class _Run:
         _result(libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
         propagation(MS_PRIVATE)
         os.umask(0o022)
-        self._make_root()
-        self._mount_all()
-        os.fchdir(self.root)
-        _result(libc.pivot_root(b".", b"."), "pivot_root")
-        _result(libc.umount2(b".", MNT_DETACH), "umount of the old root")
-        os.chdir("/")
-        self._become(filters)
 
     # -- the root and its mount points
 
-    def _make_root(self) -> None:
+    def make_root(self) -> None:
+        """Mount the root, attached to the scratch file system as `root`, with all the mount points it needs."""
         kind, *root = self.request["root"]
         near = os.path.dirname(root[2] if kind == "overlay" else root[0])
         # Everything outside is opened before the scratch file system covers a part of it.
@@ -940,14 +950,22 @@ class _Run:
         return clone_tree(name, recursive=False)
 
     def _mount_all(self) -> None:
-        insecure, userns = self.request["insecure"], self.request["userns"]
         self._at("proc", filesystem("proc", (), NOSUID | NODEV | NOEXEC))
-        unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-        self._at("sys", _sys(0 if insecure else RDONLY))
-        self._cgroup(unified, 0 if insecure else RDONLY)
-        self._dev(userns)
-        if not insecure:
+        self.mount_system()
+        if not self.request["insecure"]:
             self._mask()
+        self.mount_requested()
+
+    def mount_system(self) -> None:
+        """Mount /sys and /dev."""
+        attributes = 0 if self.request["insecure"] else RDONLY
+        unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+        self._at("sys", _sys(attributes))
+        self._cgroup(unified, attributes)
+        self._dev(self.request["userns"])
+
+    def mount_requested(self) -> None:
+        """Mount what the RUN asks for, and /etc/hosts and /etc/resolv.conf."""
         for target, kind, make, arguments in self.mounts:
             self._at(target, make(*arguments), kind)
 
@@ -1065,18 +1083,34 @@ class _Run:
 
     # -- the process
 
-    def _become(self, filters: Sequence[bytes]) -> NoReturn:
-        request = self.request
-        uid, gid = request["uid"], request["gid"]
-        enter_folder(request["cwd"])
-        null = os.open("/dev/null", os.O_RDONLY)
+    def stand(self, null: int) -> None:
+        """Standard input at its end, output to the builder; no other descriptor gets over the next exec."""
         os.dup2(null, 0)
-        if uid:
+        if self.request["uid"]:
             # /dev/stdout is opened anew by programs that run as another user.
-            _chown(self.output, uid, gid)
+            _chown(self.output, self.request["uid"], self.request["gid"])
         os.dup2(self.output, 1)
         os.dup2(self.output, 2)
         close_at_exec()
+
+    def take_ids(self) -> None:
+        """Become the user with its groups. OSError names them."""
+        request = self.request
+        uid, gid = request["uid"], request["gid"]
+        if request["single"]:
+            return
+        try:
+            os.setgroups(request["groups"])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        except OSError as error:
+            ids = ",".join(str(n) for n in (gid, *request["groups"]))
+            raise OSError(error.errno, f"user {uid} with groups {ids}: {os.strerror(error.errno or 0)}") from None
+
+    def _become(self, filters: Sequence[bytes]) -> NoReturn:
+        request = self.request
+        enter_folder(request["cwd"])
+        self.stand(os.open("/dev/null", os.O_RDONLY))
         limit(request["ulimits"])
         # Python ignores these two; handlers end by themselves with exec, and `main` saw to the others.
         default_signals((SIGPIPE, SIGXFSZ))
@@ -1084,14 +1118,7 @@ class _Run:
             bound_capabilities()
             for code in filters:
                 install_filter(code)
-        if not request["single"]:
-            try:
-                os.setgroups(request["groups"])
-                os.setresgid(gid, gid, gid)
-                os.setresuid(uid, uid, uid)
-            except OSError as error:
-                ids = ",".join(str(n) for n in (gid, *request["groups"]))
-                raise OSError(error.errno, f"user {uid} with groups {ids}: {os.strerror(error.errno or 0)}") from None
+        self.take_ids()
         execute(request["argv"], [os.fsencode(e) for e in request["env"]])
 
 
@@ -1199,6 +1226,11 @@ def _lower(one: int, other: int) -> int:
     return max(one, other) if -1 in {one, other} else min(one, other)
 
 
+def ask_to_be_traced() -> bool:
+    """Have the parent trace this process, so that it stops at its next exec. Returns whether that is allowed."""
+    return bool(libc.ptrace(ctypes.c_long(0), ctypes.c_long(0), None, None) == 0)
+
+
 def execute(argv: Sequence[str], environment: Sequence[bytes]) -> NoReturn:
     """Execute argv, looked up on the environment's PATH when it has no slash. Ends with 127 or 126 when that fails."""
     name = argv[0]
@@ -1257,23 +1289,28 @@ def _receive_exactly(sock: _socket.socket, size: int) -> bytes:
     return data
 
 
-def _child(sock: _socket.socket, output: int, filters: dict[bool, list[bytes]]) -> NoReturn:
+def failure(error: BaseException) -> tuple[str, int, str]:
+    """The message that tells the builder of a set-up that failed."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+    return ("failed", getattr(error, "errno", 0) or 0, text)
+
+
+def _child(kind: type[Run], sock: _socket.socket, output: int, filters: dict[bool, list[bytes]]) -> NoReturn:
     try:
         request = receive_frame(sock)
         if request is not None:
-            _Run(request, output, lambda message: send_frame(sock, message)).start(filters[request["single"]])
+            kind(request, output, lambda message: send_frame(sock, message)).start(filters[request["single"]])
     except BaseException as error:
         # Whatever it is, it is the builder's to tell; this process has nobody to tell it to.
         try:
-            text = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
-            send_frame(sock, ("failed", getattr(error, "errno", 0) or 0, text))
+            send_frame(sock, failure(error))
         finally:
             os._exit(FAILED)
     os._exit(FAILED)
 
 
-def serve() -> None:
-    """Fork RUNs until standard input ends."""
+def serve(kind: type[Run]) -> None:
+    """Fork RUNs of a kind until standard input ends."""
     control = _socket.socket(fileno=0)
     home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     docker = docker_filter()
@@ -1296,7 +1333,7 @@ def serve() -> None:
                     unshare(CLONE_NEWPID)
                     pid = os.fork()
                     if pid == 0:
-                        _child(sock, output, filters)
+                        _child(kind, sock, output, filters)
                     _setns(home, CLONE_NEWPID)
                 except OSError as error:
                     send_frame(sock, ("failed", error.errno, error.strerror))
@@ -1330,7 +1367,7 @@ def serve() -> None:
                 sock.close()
 
 
-def main() -> None:
+def main(kind: type[Run] = Run) -> None:
     """Serve as process 1 of a pid namespace, so that the kernel kills all that is left when the server ends, however.
 
     A RUN's own pid namespace is inside it. setns(2) back to it between two forks needs no privilege outside.
@@ -1343,7 +1380,7 @@ def main() -> None:
     sys.meta_path.clear()
     unshare(CLONE_NEWPID)
     if os.fork() == 0:
-        serve()
+        serve(kind)
     os._exit(0)
 
 

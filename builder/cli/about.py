@@ -50,6 +50,7 @@ def info(given: Given, around: Surroundings) -> int:
 
     from builder.cli.flags import UsageError
     from builder.errors import BuildError
+    from builder.isolation import RUNTIMES, runtime_path
     from builder.terminal import human_size
     from cache.oci import host_platform
 
@@ -72,6 +73,8 @@ def info(given: Given, around: Surroundings) -> int:
         }
     for program, use in _PROGRAMS.items():
         facts[program] = shutil.which(program, path=path) or f"not found (for {use})"
+    for program in RUNTIMES:
+        facts[program] = runtime_path(program) or f"not found (for RUN with --isolation={program})"
     try:
         isolation = choose_isolation()
         facts["tier"], facts["reason"] = isolation.tier, isolation.reason

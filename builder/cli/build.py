@@ -77,7 +77,7 @@ BUILD = Command(
         Flag("ignorefile", "the ignore file (default: <Dockerfile>.dockerignore, .dockerignore)", value="FILE"),
         Flag(
             "isolation",
-            "where RUN runs: auto, namespaces, chroot, proot; or privileged, rootless, rootless-single",
+            "where RUN runs: auto, namespaces, chroot, proot; privileged, rootless, rootless-single; by crun, runc",
             value="TIER",
         ),
         Flag("require-isolation", "refuse what isolates less than: namespaces, chroot, proot", value="LEAST"),

@@ -1,7 +1,7 @@
 """One suite for every executor: what a RUN may rely on, and what it can not do.
 
 Run directly it tests the tier of this process, real root. `test_the_suite_elsewhere` runs the same file again as other
-users, with PYBUILD_TEST_TIER saying which tier that process is to choose.
+users, with PYBUILD_TEST_TIER saying which tier that process is to choose, and PYBUILD_TEST_RUNTIME by which runtime.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from msgspec.structs import replace
 
 from builder.errors import BuildError, CancelledError, UnsupportedError
 from builder.executors import Bind, Executor, RunSpec, Tmpfs
-from builder.isolation import choose
+from builder.executors.runtime import RuntimeExecutor
+from builder.isolation import choose, runtime_path
 from builder.sandbox import landlock_version
 from cache.snapshots import DirectoryRoot, OverlayRoot, Root
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve()
 ASKED = os.environ.get("PYBUILD_TEST_TIER", "")
+RUNTIME = os.environ.get("PYBUILD_TEST_RUNTIME", "")
 BUSYBOX = Path("/bin/busybox")
 APPLETS = """
     sh cat ls id ps mount umount mkdir mknod chown chmod touch rm stat sleep wc head seq dd df
@@ -194,7 +196,7 @@ def changed(root: OverlayRoot | CopiedRoot) -> list[str]:
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     if ASKED:
-        isolation = choose({"pod": "chroot", "hardened": "proot"}.get(ASKED, ASKED))
+        isolation = choose(RUNTIME or {"pod": "chroot", "hardened": "proot"}.get(ASKED, ASKED))
     else:
         # In a process of its own: forking for a trial is not for a test runner with threads.
         script = "from builder.isolation import choose; choose('privileged')"
@@ -223,21 +225,43 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 
 
 @pytest.mark.skipif(bool(ASKED), reason="this is the suite elsewhere")
-@pytest.mark.parametrize("tier", ["rootless", "rootless-single", "pod", "hardened"])
-def test_the_suite_elsewhere(tier: str) -> None:
+@pytest.mark.parametrize(
+    "tier, runtime, classes",
+    [
+        ("rootless", "", ""),
+        ("rootless-single", "", ""),
+        ("pod", "", ""),
+        ("hardened", "", ""),
+        ("privileged", "crun", ""),
+        ("privileged", "runc", ""),
+        ("rootless", "crun", "TestUsers or TestConfinement or TestManyAtOnce"),
+        ("rootless", "runc", "TestUsers or TestConfinement or TestManyAtOnce"),
+        ("rootless-single", "crun", "TestUsers or TestConfinement or TestManyAtOnce"),
+        ("rootless-single", "runc", "TestUsers or TestConfinement or TestManyAtOnce"),
+    ],
+)
+def test_the_suite_elsewhere(tier: str, runtime: str, classes: str) -> None:
+    if runtime and not runtime_path(runtime):
+        pytest.skip(f"needs {runtime}")
     if tier == "rootless" and not shutil.which("newuidmap"):
         pytest.skip("needs newuidmap (package uidmap)")
     if tier == "hardened" and not (shutil.which("proot") and os.stat("/tmp").st_mode & 0o002):
         pytest.skip("needs proot, which needs a /tmp that all may write to")
-    started = [sys.executable, str(HERE.parents[1] / "tiers" / "tier.py"), tier, "--", sys.executable]
+    emulated = [sys.executable, str(HERE.parents[1] / "tiers" / "tier.py"), tier, "--"]
+    started = [*(emulated if tier != "privileged" else []), sys.executable]
     reach = subprocess.run([*started, "-c", "import pytest"], capture_output=True, text=True, check=False)
     if reach.returncode:
         pytest.skip(f"another user can not run {sys.executable}: {reach.stderr.strip()[-200:]}")
     options = ["-q", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", str(HERE)]
     done = subprocess.run(
-        [*started, "-m", "pytest", *options],
+        [*started, "-m", "pytest", *options, *(("-k", classes) if classes else ())],
         cwd=HERE.parents[2],
-        env={**os.environ, "PYBUILD_TEST_TIER": tier, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            **os.environ,
+            "PYBUILD_TEST_TIER": tier,
+            "PYBUILD_TEST_RUNTIME": runtime,
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -245,7 +269,7 @@ def test_the_suite_elsewhere(tier: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
-    assert int(passed[1]) > 40, done.stdout
+    assert int(passed[1]) > (30 if classes else 40), done.stdout
 
 
 class TestProcess:
@@ -268,11 +292,20 @@ class TestProcess:
         assert ground.says("wc -c; readlink /proc/self/fd/0") == "0\n/dev/null"
 
     def test_environment_is_what_was_given(self, ground: Ground) -> None:
-        text = ground.execute("/bin/env", env=("PATH=/bin", "B=x y", "A==", "N=é\udcff"))[1]
-        assert sorted(text.splitlines()) == ["A==", "B=x y", "N=é\udcff", "PATH=/bin"]
+        text = ground.execute("/bin/env", env=("PATH=/bin", "HOME=/", "B=x y", "A==", "N=é"))[1]
+        assert sorted(text.splitlines()) == ["A==", "B=x y", "HOME=/", "N=é", "PATH=/bin"]
 
     def test_arguments_arrive_as_they_are(self, ground: Ground) -> None:
-        assert ground.execute("/bin/printf", "%s|", "a b", "", "*", "\udcfe")[1] == "a b||*|\udcfe|"
+        assert ground.execute("/bin/printf", "%s|", "a b", "", "*", "é")[1] == "a b||*|é|"
+
+    def test_bytes_that_are_no_text(self, ground: Ground) -> None:
+        words: tuple[str, ...] = ("/bin/sh", "-c", 'printf "%s|%s" "$1" "$N"', "sh", "\udcfe")
+        if RUNTIME:
+            for changes in ({}, {"argv": ("true",)}):
+                with pytest.raises(UnsupportedError, match="is not UTF-8"):
+                    ground.execute(*words, env=("PATH=/bin", "N=é\udcff"), **changes)
+            return
+        assert ground.execute(*words, env=("PATH=/bin", "N=é\udcff"))[1] == "\udcfe|é\udcff"
 
     def test_program_is_looked_up_on_path(self, ground: Ground) -> None:
         assert ground.execute("echo", env=("PATH=/nowhere:/bin",))[0] == 127
@@ -359,7 +392,8 @@ class TestProcess:
             ground.run("true", ulimits=(("files", 1, 1),))
 
     def test_memory_of_processes_is_not_dumped_elsewhere(self, ground: Ground) -> None:
-        assert ground.run("cat /proc/1/environ | tr '\\0' '\\n'")[1] == "PATH=/bin\n"
+        text = ground.run("cat /proc/1/environ | tr '\\0' '\\n'", env=("PATH=/bin", "HOME=/"))[1]
+        assert text == "PATH=/bin\nHOME=/\n"
 
 
 class TestUsers:
@@ -678,6 +712,47 @@ class TestConfinement:
         outside = sorted(os.listdir("/sys/class/net"))
         inside = ground.says("ip -o link | cut -d: -f2 | tr -d ' '", network="host").split()
         assert sorted(name.split("@")[0] for name in inside) == outside
+
+
+class TestByRuntime:
+    """What a runtime adds to go wrong."""
+
+    @pytest.fixture(autouse=True)
+    def _runtime(self) -> None:
+        if not RUNTIME:
+            pytest.skip("about OCI runtimes")
+
+    def test_nothing_is_left_of_it(self, ground: Ground) -> None:
+        def seen() -> list[str]:
+            cgroups = [str(path) for path in Path("/sys/fs/cgroup").glob("*/*") if path.is_dir()]
+            return sorted(
+                [*cgroups, *os.listdir("/run"), *(n for n in os.listdir("/tmp") if "runc" in n or "crun" in n)]
+            )
+
+        before = seen()
+        assert ground.run("exit 3")[0] == 3
+        assert seen() == before
+
+    def test_its_complaints_are_no_failing_command(self, ground: Ground, tmp_path: Path) -> None:
+        program = tmp_path / RUNTIME
+        program.write_text(
+            '#!/bin/sh\nwhile [ "$1" != --log ]; do shift; done\n'
+            'echo \'{"level":"error","msg":"no such luck"}\' > "$2"; exit 1\n'
+        )
+        program.chmod(0o755)
+        executor = RuntimeExecutor(ground.executor.tier, str(program), userns=ground.userxattr)
+        output: list[bytes] = []
+        spec = RunSpec(root=ground.overlay(), argv=("/bin/true",), env=("PATH=/bin",))
+        with pytest.raises(BuildError, match=rf"could not be set up \({executor.tier}, by {RUNTIME}\): no such luck"):
+            executor.run(spec, output.append, threading.Event())
+        executor.close()
+        assert output == []
+
+    def test_devices_of_the_image_open_nothing(self, ground: Ground) -> None:
+        if ground.executor.tier != "privileged":
+            pytest.skip("in a user namespace there are none")
+        os.mknod(ground.layer("noded") / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+        assert ground.run("head -c 1 /zero", root=ground.overlay("noded"))[0] != 0
 
 
 class TestWithoutMounts:
