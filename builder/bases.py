@@ -145,6 +145,7 @@ def _from_store(text: str, store: Store) -> BaseImage:
                 if part
             ),
         ) from None
+    store.note_use(image.id)
     return BaseImage(store.config(image), store.layers(image), image.manifest.digest, text)
 
 

@@ -148,24 +148,26 @@ class Bundled(sandbox.Run):
         """
         request = self.request
         reading, writing = os.pipe()
+        # The command may be found, or the working directory not be one, by way of /proc.
+        sandbox.attach(sandbox.filesystem("proc", (), sandbox.RDONLY), sandbox.open_in_root(self.root, "/proc"))
         pid = os.fork()
         if pid == 0:
             try:
                 os.fchdir(self.root)
                 os.chroot(".")
-                sandbox.enter_folder(request["cwd"])
-                self.stand(null)
                 sandbox.limit(request["ulimits"])
                 # A runtime in Go may raise the number of open files, its own and the command's.
                 names = {"nofile", *(name for name, _, _ in request["ulimits"])}
                 limits = [(n, *resource.getrlimit(getattr(resource, f"RLIMIT_{n.upper()}"))) for n in sorted(names)]
                 os.write(writing, marshal.dumps(limits))
+                self.stand(null)
+                sandbox.enter_folder(request["cwd"])
                 self.take_ids()
                 if sandbox.ask_to_be_traced():
                     sandbox.execute(request["argv"], [os.fsencode(e) for e in request["env"]])
                 os._exit(0)
             except BaseException as error:
-                self.report(sandbox.failure(error))
+                sandbox.send_frame(self.builder, sandbox.failure(error))
             finally:
                 os._exit(sandbox.FAILED)
         os.close(writing)
@@ -176,6 +178,9 @@ class Bundled(sandbox.Run):
             os.kill(pid, sandbox.SIGKILL)
             os.waitpid(pid, 0)
             status = 0
+        shown = sandbox.open_in_root(self.root, "/proc")
+        sandbox.detach(f"/proc/self/fd/{shown}")
+        os.close(shown)
         return os.waitstatus_to_exitcode(status), marshal.loads(said) if said else []  # noqa: S302 - our own child
 
     def _hide_cgroups(self) -> None:
@@ -215,7 +220,7 @@ class Bundled(sandbox.Run):
                 environment = {"PATH": _PATH, "LC_ALL": "C.UTF-8"}
                 os.execve(path, [*before, *words, _CONTAINER], environment)  # noqa: S606 - that is the executor
             except BaseException as error:
-                self.report(sandbox.failure(error))
+                sandbox.send_frame(self.builder, sandbox.failure(error))
             finally:
                 os._exit(sandbox.FAILED)
         reaped: dict[int, int] = {}

@@ -57,7 +57,7 @@ def main() -> None:
 
 def _child(control: _socket.socket, request: dict[str, Any], code: bytes) -> NoReturn:
     try:
-        (_trace if request["program"] else _become)(request, code)
+        (_trace if request["program"] else _become)(request, code, control.fileno())
     except BaseException as error:
         # Whatever it is, it is the builder's to tell; this process has nobody to tell it to.
         try:
@@ -67,7 +67,7 @@ def _child(control: _socket.socket, request: dict[str, Any], code: bytes) -> NoR
     os._exit(sandbox.FAILED)
 
 
-def _become(request: dict[str, Any], code: bytes) -> NoReturn:
+def _become(request: dict[str, Any], code: bytes, control: int) -> NoReturn:
     uid, gid = request["uid"], request["gid"]
     sandbox.libc.setsid()
     sandbox.new_keyring()
@@ -75,13 +75,13 @@ def _become(request: dict[str, Any], code: bytes) -> NoReturn:
     null = os.open("/dev/null", os.O_RDONLY)
     os.chdir(request["root"])
     os.chroot(".")
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY)
-    sandbox.enter_folder(request["cwd"])
     output = os.dup(1)
     os.dup2(null, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sandbox.close_at_exec()
+    sandbox.close_others(control)
+    sandbox.enter_folder(request["cwd"])
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY)
     sandbox.limit(request["ulimits"])
     # Python ignores these two; handlers end by themselves with exec, and `main` saw to the others.
     sandbox.default_signals((sandbox.SIGPIPE, sandbox.SIGXFSZ))
@@ -100,7 +100,7 @@ def _become(request: dict[str, Any], code: bytes) -> NoReturn:
     sandbox.execute(request["argv"], [os.fsencode(e) for e in request["env"]])
 
 
-def _trace(request: dict[str, Any], code: bytes) -> NoReturn:
+def _trace(request: dict[str, Any], code: bytes, control: int) -> NoReturn:
     """Become proot, which shows another root and other ids to what it traces."""
     sandbox.libc.setsid()
     os.umask(0o022)
@@ -108,7 +108,7 @@ def _trace(request: dict[str, Any], code: bytes) -> NoReturn:
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sandbox.close_at_exec()
+    sandbox.close_others(control)
     sandbox.limit(request["ulimits"])
     sandbox.default_signals((sandbox.SIGPIPE, sandbox.SIGXFSZ))
     sandbox.no_new_privileges()

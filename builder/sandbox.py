@@ -164,6 +164,11 @@ def attach(mount: int, target: int) -> None:
         os.close(target)
 
 
+def detach(path: str) -> None:
+    """Take away the mount at a path, and all in it."""
+    _result(libc.umount2(os.fsencode(path), MNT_DETACH), f"umount {path}")
+
+
 def open_in_root(root: int, path: str, flags: int = os.O_PATH) -> int:
     """Open `path` with `root` as /, whatever symlinks say; flags as for open(2)."""
     how = (flags | os.O_CLOEXEC).to_bytes(8, sys.byteorder) + bytes(8)
@@ -725,10 +730,10 @@ def _open_path(path: str) -> int:
 class Run:
     """One RUN, in the child that becomes it. Methods are called once, in the order of `start`."""
 
-    def __init__(self, request: dict[str, Any], output: int, report: Callable[[tuple[Any, ...]], None]) -> None:
+    def __init__(self, request: dict[str, Any], output: int, builder: _socket.socket) -> None:
         self.request = request
         self.output = output
-        self.report = report
+        self.builder = builder
         self.root = -1
         self.scratch = -1
         # Docker lets a RUN make device nodes and has a device cgroup refuse to open them; mounts without devices do the
@@ -744,7 +749,7 @@ class Run:
         self._mount_all()
         os.fchdir(self.root)
         _result(libc.pivot_root(b".", b"."), "pivot_root")
-        _result(libc.umount2(b".", MNT_DETACH), "umount of the old root")
+        detach(".")
         os.chdir("/")
         self._become(filters)
 
@@ -833,7 +838,7 @@ class Run:
                     times[path] = (status.st_atime_ns, status.st_mtime_ns)
         made, touched = _make_mount_points(directory, directory, self.points)
         if made:
-            self.report(("made", made, [(path, *times[path]) for path in touched]))
+            send_frame(self.builder, ("made", made, [(path, *times[path]) for path in touched]))
         for path in touched:
             os.utime(f"{directory}/{path}", ns=times[path])
 
@@ -1084,14 +1089,14 @@ class Run:
     # -- the process
 
     def stand(self, null: int) -> None:
-        """Standard input at its end, output to the builder; no other descriptor gets over the next exec."""
+        """Standard input at its end, output to the builder; only the builder's socket is open until the next exec."""
         os.dup2(null, 0)
         if self.request["uid"]:
             # /dev/stdout is opened anew by programs that run as another user.
             _chown(self.output, self.request["uid"], self.request["gid"])
         os.dup2(self.output, 1)
         os.dup2(self.output, 2)
-        close_at_exec()
+        close_others(self.builder.fileno())
 
     def take_ids(self) -> None:
         """Become the user with its groups. OSError names them."""
@@ -1109,8 +1114,8 @@ class Run:
 
     def _become(self, filters: Sequence[bytes]) -> NoReturn:
         request = self.request
-        enter_folder(request["cwd"])
         self.stand(os.open("/dev/null", os.O_RDONLY))
+        enter_folder(request["cwd"])
         limit(request["ulimits"])
         # Python ignores these two; handlers end by themselves with exec, and `main` saw to the others.
         default_signals((SIGPIPE, SIGXFSZ))
@@ -1122,18 +1127,29 @@ class Run:
         execute(request["argv"], [os.fsencode(e) for e in request["env"]])
 
 
-def close_at_exec() -> None:
-    """Let all descriptors but the three standard ones end with the next exec."""
-    _call(SYS_CLOSE_RANGE, "close_range", 3, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)
+def close_others(kept: int) -> None:
+    """Close all descriptors but the three standard ones and `kept`, which ends with the next exec."""
+    if kept > 3:
+        _call(SYS_CLOSE_RANGE, "close_range", 3, kept - 1, 0)
+    _call(SYS_CLOSE_RANGE, "close_range", kept + 1, 0xFFFFFFFF, 0)
+    _call(SYS_CLOSE_RANGE, "close_range", kept, kept, CLOSE_RANGE_CLOEXEC)
 
 
 def enter_folder(path: str) -> None:
-    """Change to a folder, made if missing."""
+    """Change to a folder of the command's root, made if missing.
+
+    An image may call it `/proc/self/fd/8`: a folder of the machine that was open would be entered with it
+    (CVE-2024-21626). So all others are closed by now, and what was entered has to have a place below the root.
+    """
     try:
         os.chdir(path)
     except FileNotFoundError:
         os.makedirs(path, 0o755)
         os.chdir(path)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise OSError(errno.ENOENT, f"the working directory {path} is not in the image") from None
 
 
 def _chown(target: int | str, uid: int, gid: int) -> None:
@@ -1299,7 +1315,7 @@ def _child(kind: type[Run], sock: _socket.socket, output: int, filters: dict[boo
     try:
         request = receive_frame(sock)
         if request is not None:
-            kind(request, output, lambda message: send_frame(sock, message)).start(filters[request["single"]])
+            kind(request, output, sock).start(filters[request["single"]])
     except BaseException as error:
         # Whatever it is, it is the builder's to tell; this process has nobody to tell it to.
         try:

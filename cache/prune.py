@@ -22,12 +22,14 @@ from msgspec import Struct
 
 from cache.errors import InUseError, StoreError
 from cache.reference import familiar_name
+from cache.removal import TRASH, make_movable, take_away
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from cache.database import Connection
     from cache.store import Store
+    from cache.uses import Use
 
 GRACE = 60.0
 """Seconds for which a file that nothing names yet is taken for one whose writer, holding no lease, is about to."""
@@ -35,13 +37,7 @@ GRACE = 60.0
 _UNASKED_DAYS = 30
 """Days after which the stat cache of a context folder that no build has asked for is dropped."""
 
-_TRASH = "trash-"
-"""How names of `tmp/` begin that anyone may remove at any time."""
-
 _HEX = re.compile("[0-9a-f]{24}|[0-9a-f]{64}")
-
-_DEPTH = 200
-"""Directories below this depth are moved up before they are removed: open files and the stack are limited."""
 
 _BELOW = """
     WITH RECURSIVE below (number) AS (
@@ -96,10 +92,17 @@ class Lease:
                 now = time.time_ns()
                 os.utime(file, ns=(now, now))
                 self._path, self._file = path, file
+                self._store.held.append(self)
                 return self
             os.close(file)
 
+    def note(self, image_id: str) -> None:
+        """Say that the build stands on this image, so that nobody removes it meanwhile without being told."""
+        with suppress(OSError):
+            os.write(self._file, image_id.encode() + b"\n")
+
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._store.held.remove(self)
         with suppress(FileNotFoundError):
             os.unlink(self._path)
         os.close(self._file)
@@ -128,8 +131,9 @@ def oldest_lease(store: Store) -> float | None:
     return oldest
 
 
-def remove(store: Store, name_or_id: str, *, force: bool) -> list[str]:
+def remove(store: Store, name_or_id: str, *, force: bool, keep_parents: bool = False) -> list[str]:
     """See `Store.remove`."""
+    busy = _busy(store)
     with store.database.transaction() as connection:
         number, given = store.find(name_or_id)
         names = [
@@ -149,33 +153,69 @@ def remove(store: Store, name_or_id: str, *, force: bool) -> list[str]:
             if len(names) > 1 and not force:
                 several = ", ".join(map(familiar_name, names))
                 raise InUseError(f"the image {short} has several names: {several}", "remove the names, or use --force")
+        if len(taken) == len(names) and not users:
+            _refuse_busy(connection, number, busy, name_or_id, force=force)
         connection.executemany("DELETE FROM names WHERE name = ?", [(name,) for name in taken])
         lines = [f"Untagged: {familiar_name(name)}" for name in taken]
         if len(taken) == len(names):
             if users:
                 connection.execute("UPDATE images SET intermediate = 1 WHERE number = ?", (number,))
             else:
-                lines += _delete(connection, number)
+                lines += _delete(connection, number, keep_parents=keep_parents)
         store.list_changed(connection)
         store.database.after_commit(lambda: sweep(store))
     return lines
 
 
-def prune(store: Store, *, every: bool) -> Pruned:
+def _busy(store: Store) -> dict[str, Use]:
+    """The images in use, each with one of its uses, a mount before a build."""
+    from cache.uses import uses
+
+    return {use.image: use for use in sorted(uses(store), key=lambda use: bool(use.place))}
+
+
+def _refuse_busy(connection: Connection, number: int, busy: dict[str, Use], shown: str, *, force: bool) -> None:
+    """InUseError when the image, or an intermediate one built on it, is in use. force: a build's use does not count."""
+    for image_id in _ids_below(connection, number) if busy else ():
+        use = busy.get(image_id)
+        if use is not None and (use.place or not force):
+            hint = use.remedy if use.place else f"{use.remedy}, or use --force: it keeps what it needs"
+            raise InUseError(f"the image {shown} can not be removed: it is {use.reason}", hint)
+
+
+def _ids_below(connection: Connection, number: int) -> list[str]:
+    """An image's id, and those of all that are built on it."""
+    query = _BELOW + "SELECT i.id FROM images i JOIN below b ON b.number = i.number"  # noqa: S608
+    return [image_id for (image_id,) in connection.execute(query, (number,))]
+
+
+def prune(store: Store, *, every: bool, only: Callable[[str], bool] | None = None) -> Pruned:
     """See `Store.prune`."""
     lines: list[str] = []
     store.ready()
+    busy = _busy(store)
     with store.database.transaction() as connection:
+        wanted = {
+            number
+            for number, image_id in connection.execute("SELECT number, id FROM images WHERE intermediate = 0")
+            if (only is None or only(image_id))
+            and not busy.keys() & set(_ids_below(connection, number) if busy else ())
+        }
         if every:
-            names = [name for (name,) in connection.execute("SELECT name FROM names ORDER BY name")]
-            lines += [f"Untagged: {familiar_name(name)}" for name in names]
-            connection.execute("DELETE FROM names")
+            names = [
+                (name,)
+                for name, image in connection.execute("SELECT name, image FROM names ORDER BY name")
+                if image in wanted
+            ]
+            lines += [f"Untagged: {familiar_name(name)}" for (name,) in names]
+            connection.executemany("DELETE FROM names WHERE name = ?", names)
         dangling = [
             number
             for (number,) in connection.execute(
                 "SELECT number FROM images WHERE intermediate = 0 AND number NOT IN (SELECT image FROM names) "
                 "ORDER BY number DESC"
             )
+            if number in wanted
         ]
         # A dangling image may be built on another one: as long as one goes, look again at the rest.
         while gone := [number for number in dangling if not _users(connection, number)]:
@@ -184,9 +224,10 @@ def prune(store: Store, *, every: bool) -> Pruned:
             dangling = [number for number in dangling if number not in gone]
         # What is left carries images that stay; it becomes what it is, one of their intermediates.
         connection.executemany("UPDATE images SET intermediate = 1 WHERE number = ?", [(n,) for n in dangling])
-        if every:
+        if every and only is None:
             for (number,) in connection.execute("SELECT number FROM images ORDER BY number DESC").fetchall():
-                lines += _delete(connection, number)
+                if not busy.keys() & set(_ids_below(connection, number) if busy else ()):
+                    lines += _delete(connection, number)
         if lines or dangling:
             store.list_changed(connection)
         _doom(connection, _orphans(store, connection))
@@ -211,11 +252,18 @@ def free(connection: Connection, layers: Iterable[int], blobs: Iterable[str]) ->
         if row is None:
             continue
         chain, diff_id, digest = row
+        chains = [chain]
         connection.execute("DELETE FROM layers WHERE number = ?", (layer,))
-        if not connection.execute("SELECT 1 FROM layers WHERE digest = ?", (digest,)).fetchone():
+        if not connection.execute(_IN_ANY_IMAGE, (digest,)).fetchone():
+            # Other places of it are those of intermediates that the cache has lost.
+            chains += [one for (one,) in connection.execute("SELECT chain FROM layers WHERE digest = ?", (digest,))]
+            connection.execute("DELETE FROM layers WHERE digest = ?", (digest,))
             connection.execute("DELETE FROM records WHERE digest = ?", (digest,))
-        paths += [_blob(digest), _snapshot(chain), _listing(diff_id)]
+        paths += [_blob(digest), *map(_snapshot, chains), _listing(diff_id)]
     _doom(connection, [path for path in paths if not _needed(connection, path)])
+
+
+_IN_ANY_IMAGE = "SELECT 1 FROM layers l JOIN image_layers i ON i.layer = l.number WHERE l.digest = ?"
 
 
 def sweep(store: Store) -> int:
@@ -223,7 +271,7 @@ def sweep(store: Store) -> int:
 
     The number of bytes freed. Idempotent; safe beside anything that other processes do.
     """
-    trash = [entry.path for entry in os.scandir(os.path.join(store.root, "tmp")) if entry.name.startswith(_TRASH)]
+    trash = [entry.path for entry in os.scandir(os.path.join(store.root, "tmp")) if entry.name.startswith(TRASH)]
     if store.database.query("SELECT 1 FROM doomed LIMIT 1"):
         with store.database.transaction() as connection:
             lease = oldest_lease(store)
@@ -238,9 +286,9 @@ def sweep(store: Store) -> int:
                         connection.execute("UPDATE doomed SET since = ? WHERE path = ?", (status.st_mtime, path))
                         continue
                     # The removal of a large tree takes long; the lock is held for a rename only.
-                    moved = os.path.join(store.root, "tmp", _TRASH + os.urandom(8).hex())
+                    moved = os.path.join(store.root, "tmp", TRASH + os.urandom(8).hex())
                     try:
-                        _make_movable(full, status)
+                        make_movable(full, status)
                         os.rename(full, moved)
                     except PermissionError:
                         continue  # a subordinate user's directory; the next build will be in the namespace that has it
@@ -249,7 +297,7 @@ def sweep(store: Store) -> int:
                     else:
                         trash.append(moved)
                 connection.execute("DELETE FROM doomed WHERE path = ?", (path,))
-    return sum(_take_away(path) for path in trash) + _clear_temporary(store)
+    return sum(take_away(path) for path in trash) + _clear_temporary(store)
 
 
 def drop_intermediates(connection: Connection, digests: Iterable[str]) -> None:
@@ -288,22 +336,20 @@ def to_trash(store: Store, path: str) -> list[str]:
     status = _status(full)
     if status is None:
         return []
-    moved = os.path.join(store.root, "tmp", _TRASH + os.urandom(8).hex())
+    moved = os.path.join(store.root, "tmp", TRASH + os.urandom(8).hex())
     try:
-        _make_movable(full, status)
+        make_movable(full, status)
         os.rename(full, moved)
     except (FileNotFoundError, PermissionError):
         return []
     return [moved]
 
 
-def take_away(path: str) -> int:
-    """Remove a file or a tree; the bytes that it occupied."""
-    return _take_away(path)
+def _delete(connection: Connection, number: int, *, keep_parents: bool = False) -> list[str]:
+    """Delete an image, all that are built on it, and the intermediates below it that nothing else needs.
 
-
-def _delete(connection: Connection, number: int) -> list[str]:
-    """Delete an image, all that are built on it, and the intermediates below it that nothing else needs."""
+    keep_parents: those below become dangling images instead, which are listed.
+    """
     lines: list[str] = []
     built_on = _BELOW + "SELECT number FROM below ORDER BY number DESC"  # noqa: S608
     queue = [n for (n,) in connection.execute(built_on, (number,))]
@@ -319,7 +365,7 @@ def _delete(connection: Connection, number: int) -> list[str]:
         connection.execute("DELETE FROM images WHERE number = ?", (gone,))
         lines.append(f"Deleted: {image_id}")
         free(connection, layers, (image_id, manifest))
-        queue.extend(
+        unneeded = [
             other
             for other in (parent, *above)
             if connection.execute(
@@ -328,7 +374,11 @@ def _delete(connection: Connection, number: int) -> list[str]:
                 "AND NOT EXISTS (SELECT 1 FROM needs WHERE needed = ?1)",
                 (other,),
             ).fetchone()
-        )
+        ]
+        if keep_parents:
+            connection.executemany("UPDATE images SET intermediate = 0 WHERE number = ?", [(n,) for n in unneeded])
+        else:
+            queue.extend(unneeded)
     return lines
 
 
@@ -421,18 +471,18 @@ def _clear_temporary(store: Store) -> int:
     lease = oldest_lease(store) or now
     for entry in os.scandir(os.path.join(store.root, "tmp")):
         status = _status(entry.path)
-        if status is None or entry.name.startswith(_TRASH) or status.st_mtime > min(lease, now - GRACE):
+        if status is None or entry.name.startswith(TRASH) or status.st_mtime > min(lease, now - GRACE):
             continue
         if stat.S_ISREG(status.st_mode):
             with suppress(OSError):
                 file = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    freed += _take_away(entry.path)
+                    freed += take_away(entry.path)
                 finally:
                     os.close(file)
         else:
-            freed += _take_away(entry.path)
+            freed += take_away(entry.path)
     return freed
 
 
@@ -451,56 +501,3 @@ def _status(path: str) -> os.stat_result | None:
         return os.lstat(path)
     except FileNotFoundError:
         return None
-
-
-def _make_movable(path: str, status: os.stat_result) -> None:
-    """An ordinary user needs to write to a directory to give it another parent."""
-    if stat.S_ISDIR(status.st_mode) and status.st_mode & 0o700 != 0o700:
-        os.chmod(path, 0o700)
-
-
-def _take_away(path: str) -> int:
-    """Remove a file or a tree that others may be removing as well; the bytes that it occupied."""
-    folder, name = os.path.split(path)
-    try:
-        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return 0
-    try:
-        freed = 0
-        names = [name]
-        for each in names:
-            # What another user owns stays, for a process that may remove it.
-            with suppress(FileNotFoundError, PermissionError):
-                freed += _remove(each, top, top, names, 0)
-    finally:
-        os.close(top)
-    return freed
-
-
-def _remove(name: str, parent: int, top: int, more: list[str], depth: int) -> int:
-    """Remove `name` of the directory `parent`. What lies too deep moves to `top`, under a name that `more` gets."""
-    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    if not stat.S_ISDIR(status.st_mode):
-        os.unlink(name, dir_fd=parent)
-        # A file with further names keeps its bytes.
-        return status.st_blocks * 512 if status.st_nlink == 1 else 0
-    if depth > _DEPTH:
-        moved = _TRASH + os.urandom(8).hex()
-        os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=top)
-        more.append(moved)
-        return 0
-    if status.st_mode & 0o700 != 0o700:
-        # An ordinary user needs all three bits to empty a directory. Before Linux 6.6 there is no chmod that does not
-        # follow links; nobody else writes in here, so what was a directory still is one.
-        os.chmod(name, 0o700, dir_fd=parent)
-    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    freed = status.st_blocks * 512
-    try:
-        for inner in os.listdir(directory):
-            with suppress(FileNotFoundError):
-                freed += _remove(inner, directory, top, more, depth + 1)
-    finally:
-        os.close(directory)
-    os.rmdir(name, dir_fd=parent)
-    return freed

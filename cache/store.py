@@ -10,6 +10,7 @@ write into `index.json` is overwritten):
     mounts/                     cache mounts
     own.key                     a random key, once secrets have been part of a step's key
     leases/                     a locked file for each running build (see `cache.prune`)
+    mounted/                    records of mounted images (see `cache.uses`)
     tmp/                        what is being written; one file system with the rest
 
 Order of writing: blobs, then the database, then `index.json`; order of removal: the reverse. So whatever the moment at
@@ -61,7 +62,7 @@ from cache.oci import (
 from cache.reference import Reference, familiar_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from cache.database import Connection
@@ -104,6 +105,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.database = Database(root / "pybuild.db")
+        self.held: list[Lease] = []
         self._blobs = os.path.join(root, "blobs", "sha256", "")
         self._checked = False
 
@@ -119,7 +121,11 @@ class Store:
             for folder in _FOLDERS:
                 path = os.path.join(store.root, folder)
                 if not os.path.isdir(path):
-                    os.makedirs(path, exist_ok=True)
+                    os.makedirs(store.root.parent, exist_ok=True)
+                    # Set-user-id programs of images lie here, old ones too: nobody else may come near them.
+                    for place in (os.fspath(store.root), os.path.dirname(path), path):
+                        with suppress(FileExistsError):
+                            os.mkdir(place, 0o700)
             if not os.access(store.root, os.W_OK):
                 raise PermissionError(13, "Permission denied")
             # An empty file is what a power cut can leave of one that was just renamed.
@@ -299,22 +305,31 @@ class Store:
             self.list_changed(connection)
         return None if loser is None or loser[0] == image_id else Digest(loser[0])
 
-    def remove(self, name_or_id: str, *, force: bool = False) -> list[str]:
+    def remove(self, name_or_id: str, *, force: bool = False, keep_parents: bool = False) -> list[str]:
         """Take a name away, and with its last name the image and what only it needed; docker's `rmi`.
 
         What was done, as lines `Untagged: NAME` and `Deleted: ID`. By name: an image that others are built on only
         loses the name. By id: InUseError when others are built on it, and when it has several names unless `force`.
-        Raises NotFoundError as `image` does.
+        InUseError also for an image that is mounted, and unless `force` for one that a running build stands on.
+        keep_parents: intermediates that only it needed stay, dangling. Raises NotFoundError as `image` does.
         """
         from cache import prune
 
-        return prune.remove(self, name_or_id, force=force)
+        return prune.remove(self, name_or_id, force=force, keep_parents=keep_parents)
 
-    def prune(self, *, all: bool = False) -> Pruned:  # noqa: A002  the flag's name in docker
-        """Delete the dangling images, or with `all` every image, what only they needed, and what killed builds left."""
+    def prune(self, *, all: bool = False, only: Callable[[str], bool] | None = None) -> Pruned:  # noqa: A002
+        """Delete the dangling images, or with `all` every image, what only they needed, and what killed builds left.
+
+        only: asked with an image's id whether it may go. What is in use stays (see `cache.uses`).
+        """
         from cache import prune
 
-        return prune.prune(self, every=all)
+        return prune.prune(self, every=all, only=only)
+
+    def note_use(self, image_id: Digest) -> None:
+        """Say that a build which holds a lease here stands on an image; without a lease nothing is said."""
+        for lease in self.held:
+            lease.note(image_id)
 
     def lease(self) -> Lease:
         """A context manager to hold while building: until then nothing that the build may rely on is freed."""

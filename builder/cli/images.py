@@ -30,7 +30,7 @@ LIST_IMAGES = Command(
         Flag("all", "also the intermediate image of each step", "a"),
         Flag(
             "filter",
-            "dangling=true|false, label=NAME[=VALUE], reference=PATTERN, before=IMAGE, since=IMAGE",
+            "dangling=true|false, label=NAME[=VALUE], reference=PATTERN, before=IMAGE, since=IMAGE, until=TIME",
             "f",
             "FILTER",
             many=True,
@@ -40,6 +40,7 @@ LIST_IMAGES = Command(
         _NO_TRUNC,
         _FORMAT,
     ),
+    notes="TIME: 24h, 7d (so long ago), 2026-01-31, 2026-01-31T12:00:00Z, or seconds since 1970.",
 )
 INSPECT = Command(
     name="image inspect",
@@ -76,8 +77,11 @@ REMOVE = Command(
     words=(1, -1),
     flags=(
         Flag("force", "by id: remove all its names; a missing image is no error", "f"),
-        Flag("no-prune", unsupported="intermediate images go with the last image that needs them"),
+        Flag("no-prune", "keep the intermediate images that only it needed, as dangling ones"),
     ),
+    notes="""\
+IMAGE is a name, an id or its beginning, or a digest. What is mounted or what other images are built on is not removed;
+neither is, without --force, what a running build stands on.""",
 )
 PRUNE = Command(
     name="image prune",
@@ -86,8 +90,16 @@ PRUNE = Command(
     flags=(
         Flag("all", "every image, named ones too", "a"),
         Flag("force", "do not ask", "f"),
-        Flag("filter", value="FILTER", many=True, unsupported="prune takes all or dangling images, no filter"),
+        Flag(
+            "filter",
+            "only some: until=TIME (made before), label=NAME[=VALUE], label!=NAME[=VALUE]",
+            value="FILTER",
+            many=True,
+        ),
     ),
+    notes="""\
+TIME: 24h, 7d (so long ago), 2026-01-31, 2026-01-31T12:00:00Z, or seconds since 1970. Images that are mounted, or that a
+running build stands on, stay.""",
 )
 IMPORT_IMAGE = Command(
     name="import",
@@ -162,14 +174,17 @@ def _filter(text: str, store: Store) -> Callable[[Image], bool]:
             return lambda image: image.dangling == (value in TRUE)
         case "dangling":
             raise UsageError(f"--filter dangling={value} is neither true nor false")
-        case "label":
+        case "label" | "label!":
             label, equals, wanted = value.partition("=")
 
             def labelled(image: Image) -> bool:
                 labels = dict(store.config(image).config.labels)
-                return label in labels and (not equals or labels[label] == wanted)
+                return (label in labels and (not equals or labels[label] == wanted)) == (name == "label")
 
             return labelled
+        case "until":
+            moment = _moment(value)
+            return lambda image: (when := _time(image.created)) is None or when < moment
         case "reference":
             return lambda image: bool(image.names)
         case "before" | "since":
@@ -179,7 +194,29 @@ def _filter(text: str, store: Store) -> Callable[[Image], bool]:
             place = order.index(edge.id)
             return lambda image: order.index(image.id) > place if older else order.index(image.id) < place
         case _:
-            raise UsageError(f"--filter has no {name!r}", hint="dangling, label, reference, before, since")
+            raise UsageError(f"--filter has no {name!r}", hint="dangling, label, reference, before, since, until")
+
+
+def _moment(text: str) -> datetime.datetime:
+    """A time as docker's `until` takes it: how long ago, RFC 3339 or a part of it, or seconds since 1970."""
+    import datetime
+    import re
+
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return datetime.datetime.fromtimestamp(float(text), datetime.UTC)
+        if re.fullmatch(r"(\d+(\.\d+)?(ms|[smhdw]))+", text):
+            units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+            parts = re.findall(r"([\d.]+)(ms|[smhdw])", text)
+            return now - datetime.timedelta(seconds=sum(float(number) * units[unit] for number, unit in parts))
+        when = datetime.datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"--filter until={text} is no time", hint="24h, 7d, 2026-01-31, 2026-01-31T12:00:00Z, or seconds since 1970"
+        ) from None
+    # As in docker, a time without a zone is local.
+    return when.astimezone() if when.tzinfo is None else when
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -214,7 +251,7 @@ def inspect(given: Given, around: Surroundings) -> int:
     form = given.one("format", "json")
     if given.one("type", "image") != "image":
         raise UsageError(f"--type {given.one('type')}: there are only images")
-    documents: list[dict[str, object]] = []
+    documents: list[dict[str, Any]] = []
     missing: NotFoundError | None = None
     with open_store(given, around.environ) as store:
         for word in given.words:
@@ -225,13 +262,13 @@ def inspect(given: Given, around: Surroundings) -> int:
     if form == "json":
         around.say(json.dumps(documents, indent=4, ensure_ascii=False))
     else:
-        _say(around, (formatted(form, document) for document in documents))
+        _say(around, (formatted(form, _for_template(document)) for document in documents))
     if missing is not None:
         raise missing
     return 0
 
 
-def _document(store: Store, image: Image) -> dict[str, object]:
+def _document(store: Store, image: Image) -> dict[str, Any]:
     config = store.config(image)
     return {
         "Id": image.id,
@@ -249,6 +286,19 @@ def _document(store: Store, image: Image) -> dict[str, object]:
         "RootFS": {"Type": "layers", "Layers": list(config.diff_ids)},
         "Descriptor": image.manifest.to_json(),
     }
+
+
+def _for_template(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with what docker's templates know of a config that does not have it."""
+    from builder.cli.template import Fields, Map, NilList, NilMap
+
+    unset: dict[str, Any] = {"User": "", "WorkingDir": "", "StopSignal": "", "Healthcheck": None, "ArgsEscaped": False}
+    unset |= {name: NilList() for name in ("Env", "Entrypoint", "Cmd", "OnBuild", "Shell")}
+    unset |= {name: NilMap() for name in ("ExposedPorts", "Volumes", "Labels")}
+    config = {
+        name: Map(value) if isinstance(unset.get(name), Map) else value for name, value in document["Config"].items()
+    }
+    return Fields(document | {"Config": Fields(config, unset)}, {"Variant": ""})
 
 
 def history(given: Given, around: Surroundings) -> int:
@@ -316,7 +366,7 @@ def remove(given: Given, around: Surroundings) -> int:
     with open_store(given, around.environ) as store:
         for word in given.words:
             try:
-                _say(around, store.remove(word, force=given.on("force")))
+                _say(around, store.remove(word, force=given.on("force"), keep_parents=given.on("no-prune")))
             except NotFoundError as error:
                 failure = failure or (None if given.on("force") else error)
             except StoreError as error:
@@ -330,11 +380,21 @@ def prune(given: Given, around: Surroundings) -> int:
     """Remove what nothing needs, after asking."""
     from builder.terminal import human_size
 
+    for text in given.all("filter"):
+        if text.partition("=")[0] not in {"until", "label", "label!"}:
+            raise UsageError(f"--filter {text!r} is not for prune", hint="until=24h, label=NAME, label!=NAME")
     if not given.on("force") and not _sure(given, around):
         return 0
     choose_isolation()
     with open_store(given, around.environ) as store:
-        pruned = store.prune(all=given.on("all"))
+        only = None
+        if given.has("filter"):
+            kept = {image.id: image for image in store.images()}
+            for text in given.all("filter"):
+                asked = _filter(text, store)
+                kept = {each: image for each, image in kept.items() if asked(image)}
+            only = kept.__contains__
+        pruned = store.prune(all=given.on("all"), only=only)
     if pruned.deleted:
         _say(around, ["Deleted Images:", *pruned.deleted, ""])
     around.say(f"Total reclaimed space: {human_size(pruned.bytes, 4)}")
@@ -390,11 +450,6 @@ _IMAGE |= {"CreatedAt": "CREATED AT", "Size": "SIZE", "Containers": "CONTAINERS"
 _IMAGE |= {"UniqueSize": "UNIQUE SIZE"}
 _STEP = {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY", "Size": "SIZE", "Comment": "COMMENT"}
 _STEP |= {"CreatedAt": "CREATED AT"}
-# What docker's templates know of a config that does not have it.
-_UNSET: dict[str, Any] = {
-    "User": "", "WorkingDir": "", "StopSignal": "", "Env": [], "Entrypoint": [], "Cmd": [], "OnBuild": [], "Shell": [],
-    "ExposedPorts": {}, "Volumes": {}, "Labels": {}, "Healthcheck": None,
-}  # fmt: skip
 
 
 def _listed(form: str, rows: list[dict[str, str]], heads: dict[str, str], shown: list[str]) -> list[str]:
@@ -410,102 +465,17 @@ def _listed(form: str, rows: list[dict[str, str]], heads: dict[str, str], shown:
 
 
 def formatted(form: str, row: Any) -> str:
-    """`json`, or the simple part of docker's templates: fields, also nested, and a function of one.
-
-    Functions are json, len, println, upper, lower, join with a separator, and index with a key or a number.
-    """
-    import re
+    """What `--format` makes of a value: `json`, or a template as docker has it (see `builder.cli.template`)."""
+    from builder.cli.template import Template, TemplateError, json_of
 
     if form == "json":
-        return _json(row)
+        return json_of(row)
     if "{{" not in form:
         raise UsageError(f"--format {form!r} is neither table nor json nor a template", hint="'{{.ID}}'")
-    text = form.replace("\\t", "\t").replace("\\n", "\n")
-    if "{{" in re.sub(r"\{\{.*?\}\}", "", text):
-        raise UsageError(f"--format {form!r} has {{{{ without }}}}")
-    return re.sub(r"\{\{(.*?)\}\}", lambda match: _action(match[1].strip("- "), row), text)
-
-
-def _action(text: str, row: Any) -> str:
-    """What stands for `{{text}}`."""
-    import re
-
-    found = re.fullmatch(r"(?:(\w+)\s+)?\.([\w.]*)((?:\s+(?:\"[^\"]*\"|\d+))*)", text)
-    if found is None or (found[3] and found[1] not in {"join", "index"}):
-        raise _unsupported(text)
-    value: Any = row
-    parts = [part for part in found[2].split(".") if part]
-    for number, part in enumerate(parts):
-        if number and parts[number - 1] == "Config" and part not in value and part in _UNSET:
-            value = _UNSET[part]
-            continue
-        if not isinstance(value, dict) or part not in value:
-            raise UsageError(f"--format: there is no field {part!r}", hint=_fields(value))
-        value = value[part]
-    words = re.findall(r"\"[^\"]*\"|\d+", found[3])
-    match found[1]:
-        case None:
-            return _go(value)
-        case "json":
-            return _json(None if any(value is unset for unset in _UNSET.values()) and value != "" else value)
-        case "println":
-            return _go(value) + "\n"
-        case "len" if isinstance(value, str | list | dict):
-            return str(len(value))
-        case "upper" | "lower" if isinstance(value, str):
-            return value.upper() if found[1] == "upper" else value.lower()
-        case "join" if isinstance(value, list) and len(words) == 1:
-            return str(words[0].strip('"')).join(map(_go, value))
-        case "index" if words:
-            for word in words:
-                value = _at(value, word)
-            return _go(value)
-        case _:
-            raise _unsupported(text)
-
-
-def _at(value: Any, word: str) -> Any:
-    """Go's index: a key that is not there is empty, a place that is not there is an error."""
-    if isinstance(value, dict) and word.startswith('"'):
-        return value.get(word.strip('"'), "")
-    if isinstance(value, list) and word.isdigit():
-        if int(word) < len(value):
-            return value[int(word)]
-        raise UsageError(f"--format: there is no element {word} of {len(value)}")
-    raise UsageError(f"--format: index {word} does not fit {_go(value)}")
-
-
-def _go(value: Any) -> str:
-    """A value as Go prints it: `[a b]`, `map[a:b]`."""
-    match value:
-        case None:
-            return "<nil>"
-        case bool():
-            return str(value).lower()
-        case list():
-            return "[" + " ".join(map(_go, value)) + "]"
-        case dict():
-            return "map[" + " ".join(f"{name}:{_go(value[name])}" for name in sorted(value)) + "]"
-        case _:
-            return str(value)
-
-
-def _json(value: object) -> str:
-    """JSON in one line as Go writes it."""
-    import json
-
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _unsupported(text: str) -> UsageError:
-    return UsageError(
-        f"--format: {{{{{text}}}}} is not supported",
-        hint='{{.ID}}, {{json .Config}}, {{index .Labels "x"}}, {{join .Cmd " "}}, {{len .Env}} and the like are',
-    )
-
-
-def _fields(value: object) -> str:
-    return "it has " + ", ".join(value) if isinstance(value, dict) else ""
+    try:
+        return Template(form).render(row)
+    except TemplateError as error:
+        raise UsageError(f"--format: {error.message}", hint=error.hint) from None
 
 
 def _say(around: Surroundings, lines: Iterable[str]) -> None:

@@ -10,8 +10,6 @@ import pytest
 from msgspec.structs import replace
 
 from builder.cli import run
-from builder.cli.flags import UsageError
-from builder.cli.images import formatted
 from builder.cli.surroundings import Surroundings
 from cache.oci import LAYER, Descriptor, Digest, History, ImageConfig, Layer, RuntimeConfig, digest_of
 from cache.reference import Reference
@@ -108,6 +106,12 @@ def test_all_shows_the_intermediate_ones(shell: Shell, images: dict[str, Digest]
         (["-f", "reference=localhost:5000/*/app"], {"app"}),
         (["-f", "before=app:1.0"], {"old"}),
         (["-f", "since=app:1.0"], set()),
+        (["-f", "until=2019-06-01"], {"old"}),
+        (["-f", "until=1546300801"], {"old"}),
+        (["-f", "until=24h"], {"app", "old"}),
+        (["-f", "until=1500000000"], set()),
+        (["-f", "label!=kind"], set()),
+        (["-f", "label!=kind=db"], {"app", "old"}),
         (["app"], {"app"}),
         (["app:1.0"], {"app"}),
         (["app:2.0"], set()),
@@ -126,6 +130,9 @@ def test_formats(shell: Shell, images: dict[str, Digest]) -> None:
     assert "sha256:" in shell("images", "--digests").splitlines()[1]
     shell("images", "--format", "{{range .}}", code=2)
     shell("images", "-f", "color=red", code=2)
+    shell("images", "-f", "until=soon", code=2)
+    form = "{{if eq .Tag `1.0`}}{{.Repository | upper}}{{else}}-{{end}}"
+    assert shell("images", "--format", form).split() == ["APP", "-", "-"]
 
 
 def test_inspect(shell: Shell, images: dict[str, Digest]) -> None:
@@ -173,6 +180,51 @@ def test_removing_several_goes_on_after_one_that_is_missing(shell: Shell, images
     assert f"Deleted: {images['old']}" in shell("rmi", "nothing", images["old"], code=1)
 
 
+def test_prune_with_filters(shell: Shell, images: dict[str, Digest]) -> None:
+    shell("image", "prune", "-f", "--filter", "dangling=true", code=2)
+    assert shell("image", "prune", "-f", "--filter", "label=none") == "Total reclaimed space: 0B\n"
+    assert "Deleted" not in shell("image", "prune", "-af", "--filter", "until=2018-01-01T00:00:00Z")
+    out = shell("image", "prune", "-af", "--filter", "until=2019-02-01", "--filter", "label=kind=web")
+    assert f"Deleted: {images['old']}" in out
+    assert images["app"] not in out
+    out = shell("image", "prune", "-af", "--filter", "label!=none")
+    assert "Untagged: app:1.0" in out
+    assert f"Deleted: {images['app']}" in out
+    assert shell("images", "-aq") == ""
+
+
+def test_what_a_running_build_stands_on_stays(shell: Shell, images: dict[str, Digest]) -> None:
+    with Store.open(shell.root) as store, store.lease():
+        store.note_use(images["app"])
+        assert shell("rmi", "app:1.0") == "Untagged: app:1.0\n"
+        for word in ("localhost:5000/team/app", images["app"]):
+            shell("rmi", word, code=1)
+            assert "in use by a running build (process " in shell.err
+            assert "--force" in shell.err
+        shell("rmi", images["step"], code=1)
+        assert images["app"] not in shell("image", "prune", "-af")
+        assert f"Deleted: {images['app']}" in shell("rmi", "-f", images["app"])
+        assert store.has(images["app"])
+    assert not store.has(images["app"])
+    assert shell("images", "-aq") == ""
+
+
+def test_parents_may_be_kept(shell: Shell, images: dict[str, Digest]) -> None:
+    out = shell("rmi", "-f", "--no-prune", images["app"])
+    assert f"Deleted: {images['app']}" in out
+    assert images["step"] not in out
+    assert images["step"] in shell("images", "-q", "--no-trunc", "-f", "dangling=true").split()
+    assert f"Deleted: {images['step']}" in shell("image", "prune", "-f")
+
+
+def test_removal_by_digest(shell: Shell, images: dict[str, Digest]) -> None:
+    digest = json.loads(shell("inspect", "app:1.0"))[0]["Descriptor"]["digest"]
+    shell("rmi", f"app@{digest}", code=1)
+    assert "several names" in shell.err
+    lines = shell("rmi", "-f", f"app@{digest}").splitlines()
+    assert lines[:2] == ["Untagged: app:1.0", "Untagged: localhost:5000/team/app:latest"]
+
+
 def test_prune_asks(shell: Shell, images: dict[str, Digest]) -> None:
     shell("image", "prune", code=2)
     assert "-f" in shell.err
@@ -183,31 +235,14 @@ def test_prune_asks(shell: Shell, images: dict[str, Digest]) -> None:
     assert shell("image", "prune", "--force") == "Total reclaimed space: 0B\n"
 
 
-def test_templates() -> None:
-    row = {"a": {"b": ["x"]}, "s": "t"}
-    assert formatted("{{json .a}} {{.s}} {{.a.b}} {{ .a }}", row) == '{"b":["x"]} t [x] map[b:[x]]'
-    assert formatted("json", row) == '{"a":{"b":["x"]},"s":"t"}'
-    for wrong in ("x", "{{.none}}", "{{if .s}}", "{{.s}} {{", '{{.s "x"}}', "{{index .a.b 1}}", '{{index .s "x"}}'):
-        with pytest.raises(UsageError):
-            formatted(wrong, row)
-
-
-@pytest.mark.parametrize(
-    "form, text",
-    [
-        ("{{index .Tags 1}}", "b"),
-        ('{{index .Config.Labels "x.y"}}', "z"),
-        ('{{index .Config.Labels "none"}}', ""),
-        ('{{join .Tags ", "}}', "a, b"),
-        ("{{len .Tags}} {{upper .Name}}", "2 APP"),
-        ("{{.Config.Cmd}} {{json .Config.Cmd}} {{.Config.User}}{{json .Config.User}}", '[] null ""'),
-        ('{{index .Config.Volumes "x"}}', ""),
-        ("{{.None}} {{.Yes}}", "<nil> true"),
-    ],
-)
-def test_templates_print_as_go_does(form: str, text: str) -> None:
-    config = {"Labels": {"x.y": "z"}}
-    assert formatted(form, {"Tags": ["a", "b"], "Config": config, "Name": "app", "None": None, "Yes": True}) == text
+def test_inspect_fills_templates(shell: Shell, images: dict[str, Digest]) -> None:
+    form = "{{.Config.Cmd}} {{json .Config.Cmd}} {{len .Config.Volumes}} {{.Config.Labels.kind}} {{.Config.Labels.no}}"
+    assert shell("inspect", "-f", form, "app:1.0") == "[] null 0 web <no value>\n"
+    form = "{{range .RepoTags}}{{println .}}{{end}}{{if .Config.User}}user{{else}}root{{end}}{{.Variant}}"
+    assert shell("inspect", "-f", form, "app:1.0") == "app:1.0\nlocalhost:5000/team/app:latest\nroot\n"
+    for wrong in ("x", "{{.None}}", "{{if .Id}}", "{{.Id", '{{index .RepoTags "x"}}'):
+        shell("inspect", "-f", wrong, "app:1.0", code=2)
+        assert "--format" in shell.err
 
 
 def test_a_table_may_have_columns_of_its_own(shell: Shell, images: dict[str, Digest]) -> None:

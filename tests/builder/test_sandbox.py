@@ -321,6 +321,31 @@ NamespaceExecutor("privileged").run(RunSpec(root, argv, ("PATH=/bin",)), show, t
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
+OUTSIDE = """
+import os, sys
+from builder import sandbox
+os.chdir(sys.argv[1])
+os.chroot(sys.argv[2])
+try:
+    sandbox.enter_folder(".")
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to chroot")
+def test_a_working_directory_outside_the_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "other").mkdir()
+    for place in ("other", "."):
+        done = subprocess.run(
+            [sys.executable, "-c", OUTSIDE, str(tmp_path / place), str(tmp_path / "root")], cwd=HERE.parents[2],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout == "the working directory . is not in the image\n"
+
+
 def sleepers(mark: str) -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):

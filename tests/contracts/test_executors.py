@@ -740,12 +740,15 @@ class TestByRuntime:
             'echo \'{"level":"error","msg":"no such luck"}\' > "$2"; exit 1\n'
         )
         program.chmod(0o755)
-        executor = RuntimeExecutor(ground.executor.tier, str(program), userns=ground.userxattr)
+        tier = ground.executor.tier
+        executor = RuntimeExecutor(tier, str(program), userns=ground.userxattr, single=tier == "rootless-single")
         output: list[bytes] = []
         spec = RunSpec(root=ground.overlay(), argv=("/bin/true",), env=("PATH=/bin",))
-        with pytest.raises(BuildError, match=rf"could not be set up \({executor.tier}, by {RUNTIME}\): no such luck"):
-            executor.run(spec, output.append, threading.Event())
-        executor.close()
+        try:
+            with pytest.raises(BuildError, match=rf"could not be set up \({tier}, by {RUNTIME}\): no such luck"):
+                executor.run(spec, output.append, threading.Event())
+        finally:
+            executor.close()
         assert output == []
 
     def test_devices_of_the_image_open_nothing(self, ground: Ground) -> None:
