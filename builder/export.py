@@ -8,6 +8,8 @@ images give equal bytes; no time of writing is in them.
     type=tar,dest=FILE|-            the image's files, layers put together
     type=local,dest=DIR             the same as files in a directory
     type=cacheonly                  nothing
+
+How the layers of an image are compressed and in whose words its documents are written: `form_of`.
 """
 
 from __future__ import annotations
@@ -17,19 +19,22 @@ import stat
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+from msgspec.structs import replace
 
 from builder.archives import Member, write_tar
 from builder.errors import BuildError, UnsupportedError
 from builder.events import ExportFinished, ExportStarted, Reporter
 from cache.errors import CorruptError
-from cache.oci import INDEX, MANIFEST, REF_NAME, Descriptor, Manifest, canonical, parse_json
+from cache.oci import INDEX, REF_NAME, Descriptor, JSONObject, Manifest, canonical, parse_json
 from cache.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from builder.model import ImageResult, OutputSpec
+    from cache.repack import Form
     from cache.store import Store
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -37,9 +42,12 @@ _CONTAINERD_NAME = "io.containerd.image.name"
 _CHUNK = 1 << 20
 _STDOUT = 1
 
-_ATTRIBUTES = {
-    "oci": {"name", "tar"},
-    "docker": {"name", "tar"},
+FORM = frozenset({"compression", "compression-level", "force-compression", "oci-mediatypes"})
+"""The attributes of an output that `form_of` reads; the names are buildx's."""
+
+_ATTRIBUTES: dict[str, frozenset[str] | set[str]] = {
+    "oci": {"name", "tar"} | FORM,
+    "docker": {"name", "tar"} | FORM,
     "tar": {"platform-split"},
     "local": {"platform-split", "mode"},
     "cacheonly": set[str](),
@@ -63,6 +71,7 @@ def export(image: ImageResult, spec: OutputSpec, names: Sequence[str], store: St
     what = f"{_TITLES[spec.type]} {'to standard output' if where == '-' else where}"
     report(ExportStarted(what))
     started = time.monotonic()
+    image = in_form(image, form_of(spec), store)
     try:
         size = _write(image, spec.type, where, names, store, folder=not _flag(attributes.get("tar", "true"), "tar"))
     except OSError as error:
@@ -96,6 +105,7 @@ def check(spec: OutputSpec) -> None:
         raise UnsupportedError(
             f"output type={spec.type}: platform-split is not supported", hint="a build makes one platform"
         )
+    form_of(spec)
     folder = not _flag(attributes.get("tar", "true"), "tar")
     if spec.type == "local" and spec.dest in {"", "-"}:
         raise BuildError("output type=local needs a directory", hint="-o type=local,dest=DIR")
@@ -123,6 +133,59 @@ def check(spec: OutputSpec) -> None:
         _check_writable(Path(spec.dest).absolute())
 
 
+_NAMES: dict[str, Literal["gzip", "zstd", "none"]] = {"gzip": "gzip", "zstd": "zstd", "uncompressed": "none"}
+
+
+def form_of(spec: OutputSpec) -> Form | None:
+    """How an output wants the image's blobs; None for as they are. BuildError for what can not be.
+
+    compression: gzip, zstd or uncompressed, for the layers that the build made; force-compression: for the base's, too.
+    oci-mediatypes: false for Docker's schema 2.
+    """
+    attributes = {name: value for name, value in spec.attributes if name in FORM}
+    if not attributes:
+        return None
+    from cache.compression import LEVELS, Compression
+    from cache.repack import Form
+
+    name, level = attributes.get("compression", ""), attributes.get("compression-level", "")
+    where = f"output type={spec.type}"
+    if name == "estargz":
+        raise UnsupportedError(f"{where}: compression=estargz is not supported", hint="gzip, zstd and uncompressed are")
+    if name and name not in _NAMES:
+        raise BuildError(f"{where}: there is no compression {name!r}", hint="gzip, zstd or uncompressed")
+    force = _flag(attributes.get("force-compression", "false"), "force-compression")
+    docker = not _flag(attributes.get("oci-mediatypes", "true"), "oci-mediatypes")
+    if docker and name == "zstd":
+        raise BuildError(
+            f"{where}: Docker's schema 2 has no zstd", hint="leave out oci-mediatypes=false, or compress with gzip"
+        )
+    if not name and (level or force):
+        name = "gzip"
+    if not name:
+        return Form(docker=docker)
+    kind = _NAMES[name]
+    if level and not (level.isdecimal() and int(level) in LEVELS[kind]):
+        known = LEVELS[kind]
+        hint = f"{name} has the levels {known[0]} to {known[-1]}" if known else f"{name} has no levels"
+        raise BuildError(f"{where}: compression-level={level} is not possible", hint=hint)
+    return Form(Compression(kind, int(level) if level else None), force, docker)
+
+
+def in_form(image: ImageResult, form: Form | None, store: Store, *, exact: bool = False) -> ImageResult:
+    """The image with its blobs as `form` says, all of them in the store. Idempotent, and free when done before.
+
+    exact: as `Compression.exact`. Raises NotFoundError and CorruptError for blobs that are not there or not whole.
+    """
+    if form is None:
+        return image
+    from cache.repack import repacked
+
+    if exact and form.compression is not None:
+        form = replace(form, compression=replace(form.compression, exact=True))
+    return replace(image, manifest=repacked(store, image.manifest, form, image.inherited))
+
+
 def _check_writable(dest: Path) -> None:
     """A build of an hour is not to end with a folder that may not be written to. The folder may be yet to be made."""
     place = dest if dest.is_dir() else dest.parent
@@ -148,29 +211,39 @@ def _write(image: ImageResult, kind: str, where: str, names: Sequence[str], stor
     if kind == "tar":
         from builder import flatten
 
-        with _sink(where) as out:
+        with sink(where) as out:
             return flatten.to_tar(image.layers, out, store)
-    members = _members(image, names, store, docker=kind == "docker")
+    members = layout_members([(image.manifest, names)], store, docker=kind == "docker")
     if folder:
-        return _to_folder(members, Path(where))
-    with _sink(where) as out:
+        return to_folder(members, Path(where))
+    with sink(where) as out:
         return write_tar(members, out)
 
 
 # ---------------------------------------------------------------- layouts and their archives
 
 
-def _members(image: ImageResult, names: Sequence[str], store: Store, *, docker: bool) -> Iterator[Member]:
-    """The files of the layout, the small ones that say what the others are first."""
-    manifest = Manifest.from_json(parse_json(store.read_blob(image.manifest), "the image's manifest"))
+def layout_members(
+    images: Sequence[tuple[Descriptor, Sequence[str]]], store: Store, *, docker: bool
+) -> Iterator[Member]:
+    """The files of a layout of images, each a manifest and its full names; those that say what the others are first.
+
+    docker: with `manifest.json` as `docker load` wants it. A blob that several images have is there once. Raises as
+    `Store.open_blob`.
+    """
+    manifests = [Manifest.from_json(parse_json(store.read_blob(each), "the image's manifest")) for each, _ in images]
     yield _made("oci-layout", _LAYOUT)
-    yield _made("index.json", _index(image.manifest, names))
+    yield _made("index.json", _index([entry for manifest, names in images for entry in _entries(manifest, names)]))
     if docker:
-        yield _made("manifest.json", _docker_manifest(manifest, names))
-    blobs = (image.manifest, manifest.config, *manifest.layers)
-    for blob in dict.fromkeys((blob.digest, blob.size) for blob in blobs):
-        digest, size = blob
-        yield Member(_path(digest), size, open=lambda digest=digest: store.open_blob(digest))  # type: ignore[misc]
+        described = zip(manifests, (names for _, names in images), strict=True)
+        yield _made("manifest.json", canonical([_docker_entry(*each) for each in described]))
+    done: set[str] = set()
+    for (described_by, _), manifest in zip(images, manifests, strict=True):
+        for blob in (described_by, manifest.config, *manifest.layers):
+            # A layer that may not be passed on is fetched by whoever runs the image.
+            if blob.digest not in done and not (blob.urls and not store.has(blob.digest)):
+                done.add(blob.digest)
+                yield Member(_path(blob.digest), blob.size, open=lambda blob=blob: store.open_blob(blob))  # type: ignore[misc]
 
 
 def _made(name: str, data: bytes) -> Member:
@@ -181,32 +254,30 @@ def _path(digest: str) -> str:
     return "blobs/" + digest.replace(":", "/")
 
 
-def _index(manifest: Descriptor, names: Sequence[str]) -> bytes:
-    """index.json, in which containerd, docker, skopeo and buildah each find the names where they look for them."""
-    plain = Descriptor(MANIFEST, manifest.digest, manifest.size, platform=manifest.platform)
-    entries = []
+def _index(entries: Sequence[JSONObject]) -> bytes:
+    return canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+
+
+def _entries(manifest: Descriptor, names: Sequence[str]) -> Iterator[JSONObject]:
+    """An image's lines of index.json: containerd, docker, skopeo and buildah each look for the names elsewhere."""
+    plain = replace(manifest, annotations=())
     for name in names or ("",):
         document = plain.to_json()
         if name:
             document["annotations"] = {_CONTAINERD_NAME: name, REF_NAME: Reference.parse(name).tag or "latest"}
-        entries.append(document)
-    return canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+        yield document
 
 
-def _docker_manifest(manifest: Manifest, names: Sequence[str]) -> bytes:
-    """manifest.json of `docker save`; https://github.com/moby/docker-image-spec/blob/main/spec.md."""
-    return canonical(
-        [
-            {
-                "Config": _path(manifest.config.digest),
-                "RepoTags": [Reference.parse(name).familiar for name in names] or None,
-                "Layers": [_path(layer.digest) for layer in manifest.layers],
-            }
-        ]
-    )
+def _docker_entry(manifest: Manifest, names: Sequence[str]) -> JSONObject:
+    """A line of `docker save`'s manifest.json; https://github.com/moby/docker-image-spec/blob/main/spec.md."""
+    return {
+        "Config": _path(manifest.config.digest),
+        "RepoTags": [Reference.parse(name).familiar for name in names] or None,
+        "Layers": [_path(layer.digest) for layer in manifest.layers],
+    }
 
 
-def _to_folder(members: Iterator[Member], folder: Path) -> int:
+def to_folder(members: Iterator[Member], folder: Path) -> int:
     """Put the layout into `folder`; one that is there already keeps its other images.
 
     Blobs come first and `index.json` last, each by a rename: a reader never sees a name without its blobs.
@@ -261,7 +332,7 @@ def _name_of(image: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def _sink(where: str) -> Iterator[BinaryIO]:
+def sink(where: str) -> Iterator[BinaryIO]:
     """A stream to a new file that takes its place at the end, or to standard output, a pipe or a device as it is."""
     if where == "-":
         with os.fdopen(os.dup(_STDOUT), "wb") as out:

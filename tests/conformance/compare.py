@@ -146,6 +146,8 @@ def unpacked(stream: BinaryIO) -> BinaryIO:
         source = stream
     out = tempfile.SpooledTemporaryFile(max_size=64 << 20)  # noqa: SIM115 - the caller closes
     shutil.copyfileobj(source, out)
+    if source is not stream:
+        source.close()
     out.seek(0)
     return out  # type: ignore[return-value]
 
