@@ -24,6 +24,8 @@ INFO = Command(
 _PROGRAMS = {
     "newuidmap": "RUN as an ordinary user, with every id",
     "proot": "RUN where neither namespaces nor chroot are allowed",
+    "crun": "RUN with --isolation=crun",
+    "runc": "RUN with --isolation=runc",
     "git": "contexts and ADD from git repositories",
 }
 
@@ -49,14 +51,14 @@ def info(given: Given, around: Surroundings) -> int:
 
     from builder.cli.flags import UsageError
     from builder.errors import BuildError
-    from builder.isolation import RUNTIMES, runtime_path
     from builder.terminal import human_size
     from cache.oci import host_platform
 
     form = given.one("format", "text")
     if form not in {"text", "json"}:
         raise UsageError(f"--format {form!r} is neither text nor json")
-    path = around.environ.get("PATH", os.defpath)
+    # Debian keeps runc where ordinary users do not look.
+    path = f"{around.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     with open_store(given, around.environ) as store:
         images = store.images(all=True)
         facts: dict[str, object] = {
@@ -72,8 +74,6 @@ def info(given: Given, around: Surroundings) -> int:
         }
     for program, use in _PROGRAMS.items():
         facts[program] = shutil.which(program, path=path) or f"not found (for {use})"
-    for program in RUNTIMES:
-        facts[program] = runtime_path(program) or f"not found (for RUN with --isolation={program})"
     try:
         isolation = choose_isolation()
         facts["tier"], facts["reason"] = isolation.tier, isolation.reason

@@ -301,9 +301,9 @@ class TestProcess:
     def test_bytes_that_are_no_text(self, ground: Ground) -> None:
         words: tuple[str, ...] = ("/bin/sh", "-c", 'printf "%s|%s" "$1" "$N"', "sh", "\udcfe")
         if RUNTIME:
-            for changes in ({}, {"argv": ("true",)}):
+            for line in ("N=é\udcff", "N=é"):
                 with pytest.raises(UnsupportedError, match="is not UTF-8"):
-                    ground.execute(*words, env=("PATH=/bin", "N=é\udcff"), **changes)
+                    ground.execute(*words, env=("PATH=/bin", line))
             return
         assert ground.execute(*words, env=("PATH=/bin", "N=é\udcff"))[1] == "\udcfe|é\udcff"
 
