@@ -349,6 +349,6 @@ def _rule(name: str, action: str, test: str, value: int, second: int = 0, *, ind
     return {"names": [name], "action": action, "args": [argument]}
 
 
-def main() -> None:
+def main(program: str = "") -> None:
     """Serve; see builder/sandbox.py."""
-    sandbox.main(Bundled)
+    sandbox.main(Bundled, program)

@@ -38,7 +38,8 @@ class Isolation(Struct, frozen=True):
 
     userns: this process is in a user namespace, where overlayfs keeps its marks in `user.overlay.*`. proot: the
     program that RUNs are run by in the tier with nothing else, or empty. runtime: the path of an OCI runtime that is to
-    run them, or empty.
+    run them, or empty. network: the path of the program by which a RUN gets a network of its own, or empty; shared: why
+    it is empty, so that RUNs share this machine's network.
     """
 
     tier: str
@@ -47,6 +48,8 @@ class Isolation(Struct, frozen=True):
     userns: bool = False
     proot: str = ""
     runtime: str = ""
+    network: str = ""
+    shared: str = "there are no namespaces in this tier"
 
     @property
     def mechanism(self) -> str:
@@ -76,10 +79,10 @@ class Isolation(Struct, frozen=True):
         if self.runtime:
             from builder.executors.runtime import RuntimeExecutor
 
-            return RuntimeExecutor(self.tier, self.runtime, userns=self.userns, single=single)
+            return RuntimeExecutor(self.tier, self.runtime, userns=self.userns, single=single, network=self.network)
         from builder.executors.namespaces import NamespaceExecutor
 
-        return NamespaceExecutor(self.tier, userns=self.userns, single=single)
+        return NamespaceExecutor(self.tier, userns=self.userns, single=single, network=self.network)
 
     def snapshots(self, store: Store) -> Snapshots:
         """The snapshots that its executor can mount: an overlay where the store's file system can carry one."""
@@ -106,15 +109,40 @@ def choose(forced: str = "auto") -> Isolation:
     if forced not in FORCIBLE:
         raise UnsupportedError(f"isolation {forced!r} is not supported", hint=f"there are: {', '.join(FORCIBLE)}")
     if forced not in RUNTIMES:
-        return _choose(forced)
+        return _connected(_choose(forced))
     path = runtime_path(forced)
     if not path:
         raise UnsupportedError(
             f"isolation {forced} is not to be had: there is no {forced} on PATH",
             hint=f"install the package {forced}, or choose {' or '.join(n for n in RUNTIMES if n != forced)}",
         )
-    found = _choose("namespaces")
+    found = _connected(_choose("namespaces"))
     return replace(found, reason=f"{found.reason}; RUN by {path}", runtime=path)
+
+
+def _connected(found: Isolation) -> Isolation:
+    """The tier with what its networks take."""
+    if found.tier not in NAMESPACES:
+        return found
+    program, problem = connector()
+    return replace(found, network=program, shared=problem)
+
+
+def connector() -> tuple[str, str]:
+    """The path of the program that connects a network namespace, or empty and why there is none.
+
+    slirp4netns comes first: it is ready in a sixth of the time, and a RUN reaches this machine's own address with it as
+    with docker's bridge; pasta gives that address to the RUN.
+    """
+    paths = (f"{folder}/{name}" for name in ("slirp4netns", "pasta") for folder in os.get_exec_path() if folder)
+    program = next((path for path in paths if os.access(path, os.X_OK)), "")
+    if not program:
+        return "", "there is no slirp4netns or pasta on PATH"
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return "", f"/dev/net/tun can not be opened: {error.strerror}"
+    return program, ""
 
 
 def runtime_path(name: str) -> str:

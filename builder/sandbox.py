@@ -8,9 +8,10 @@ is ever left to unmount, not even by a crash.
 
 It imports nothing of this project and little of the standard library, since its start is paid by the first RUN.
 
-Protocol: one message on standard input per RUN carries two descriptors, the RUN's socket and the pipe for its output.
-On the RUN's socket the request comes in as one frame (length, then marshal: both ends are one interpreter), and frames
-of `made`, `failed` and `exit` go out. Shutting down the sending side kills the RUN.
+Protocol: one message on standard input per RUN carries two descriptors, the RUN's socket and the pipe for its output,
+and one byte, which says what network the RUN gets. On the RUN's socket the request comes in as one frame (length, then
+marshal: both ends are one interpreter), and frames of `shared`, `made`, `failed` and `exit` go out. Shutting down the
+sending side kills the RUN.
 """
 
 from __future__ import annotations
@@ -79,7 +80,11 @@ LINKS = (
 )
 SYMLINKS_AT_MOST = 255
 
+MSG_CMSG_CLOEXEC = 0x40000000
 NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125
+
+WITHOUT_NETWORK, WITH_NETWORK, WITH_NETWORK_TO_SPOIL = b"-", b"+", b"!"
+"""What a request's first byte says: no namespace is to be joined; one is; one is, and no other RUN gets it after."""
 
 
 # ---------------------------------------------------------------- system calls
@@ -185,8 +190,8 @@ def _prctl(option: int, value: int, what: str) -> None:
 
 def in_user_namespace() -> bool:
     """Whether this process sees other ids than the kernel does."""
-    with open("/proc/self/uid_map", encoding="ascii") as lines:
-        return lines.read().split() != ["0", "0", "4294967295"]
+    with open("/proc/self/uid_map", "rb") as lines:
+        return lines.read().split() != [b"0", b"0", b"4294967295"]
 
 
 def attempt(act: Callable[[], None]) -> OSError | None:
@@ -727,13 +732,123 @@ def _open_path(path: str) -> int:
     return os.open(path, os.O_PATH | os.O_CLOEXEC)
 
 
+# ---------------------------------------------------------------- networks
+
+# Where each of the programs answers for this machine's resolvers, in the namespace; then its arguments: the namespace
+# is its standard input, its first word on descriptor 1 or 3 says that it is ready.
+_CONNECTORS = {
+    "slirp4netns": (
+        b"10.0.2.3",
+        ("--configure", "--mtu=65520", "--disable-host-loopback", "--enable-sandbox", "--ready-fd=3",
+         "--netns-type=path", "/proc/self/fd/0", "eth0"),
+    ),
+    "pasta": (
+        b"169.254.1.1",
+        ("--foreground", "--quiet", "--config-net", "--no-map-gw", "-t", "none", "-u", "none", "-T", "none",
+         "-U", "none", "--dns-forward", "169.254.1.1", "--pid", "/proc/self/fd/1", "--netns-only",
+         "--netns", "/proc/self/fd/0"),
+    ),
+}  # fmt: skip
+
+
+class Network:
+    """A network namespace with a way out, by a program that stands in both: slirp4netns or pasta, by its path.
+
+    What listens on this machine's loopback addresses is not reached from it, and nothing reaches into it. It is made at
+    once, and ready a little later.
+    """
+
+    def __init__(self, program: str) -> None:
+        name = os.path.basename(program)
+        self.resolver, arguments = _CONNECTORS[name]
+        self.namespace = _new_network()
+        self._ready, ready = os.pipe()
+        self._log = os.memfd_create("log")
+        actions = [
+            (os.POSIX_SPAWN_DUP2, self.namespace, 0),
+            (os.POSIX_SPAWN_DUP2, ready, 1),
+            (os.POSIX_SPAWN_DUP2, self._log, 2),
+            (os.POSIX_SPAWN_DUP2, ready, 3),
+        ]
+        # pasta does not stay root, whom alone the namespace obeys; it goes into an empty root by itself.
+        root = ("--runas", "0:0") if name == "pasta" and not in_user_namespace() else ()
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+        try:
+            self._pid = os.posix_spawn(
+                program, [name, *root, *arguments], environment, file_actions=actions, setsigdef=(SIGPIPE, SIGXFSZ)
+            )
+        finally:
+            os.close(ready)
+
+    def problem(self) -> str:
+        """Wait until it is ready. What went wrong, or empty."""
+        poll = select.poll()
+        poll.register(self._ready, select.POLLIN)
+        if any(event & select.POLLIN for _, event in poll.poll(10_000)):
+            return ""
+        lines = os.pread(self._log, 1 << 12, 0).decode("utf-8", "replace").split("\n")
+        return next((line for line in reversed(lines) if line), "it does not get ready")
+
+    def usable(self) -> bool:
+        """Whether its program still runs."""
+        return os.waitpid(self._pid, os.WNOHANG)[0] == 0
+
+    def close(self) -> None:
+        """End it. The program must not have been found ended."""
+        os.kill(self._pid, SIGKILL)
+        os.waitpid(self._pid, 0)
+        for fd in (self.namespace, self._ready, self._log):
+            os.close(fd)
+
+
+def _new_network() -> int:
+    """A descriptor of a new network namespace. Made by a child: in a user namespace there is no way back from it."""
+    ours, theirs = _socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            unshare(CLONE_NEWNET)
+            _loopback_up()
+            fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            theirs.sendmsg([b"+"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))])
+            os._exit(0)
+        except OSError as error:
+            theirs.send((error.strerror or "no network").encode())
+        finally:
+            os._exit(1)
+    theirs.close()
+    said, rights, _, _ = ours.recvmsg(1000, 256, MSG_CMSG_CLOEXEC)
+    ours.close()
+    os.waitpid(pid, 0)
+    if not rights:
+        raise OSError(0, said.decode("utf-8", "replace"))
+    return int.from_bytes(rights[0][2][:4], sys.byteorder)
+
+
+def forwarding(configuration: bytes, resolver: bytes) -> bytes:
+    """The resolver configuration of a network whose program answers at `resolver`, from this machine's own.
+
+    Its other resolvers are kept as far as they can be reached from there: by IPv4, and not on a loopback address.
+    """
+    others = []
+    for line in configuration.splitlines():
+        words = line.split()
+        if words[:1] == [b"nameserver"] and (len(words) != 2 or words[1].startswith(b"127.") or b":" in words[1]):
+            continue
+        others.append(line)
+    return b"\n".join([b"nameserver " + resolver, *others, b""])
+
+
 class Run:
     """One RUN, in the child that becomes it. Methods are called once, in the order of `start`."""
 
-    def __init__(self, request: dict[str, Any], output: int, builder: _socket.socket) -> None:
+    def __init__(
+        self, request: dict[str, Any], output: int, builder: _socket.socket, network: Network | None = None
+    ) -> None:
         self.request = request
         self.output = output
         self.builder = builder
+        self.network = network
         self.root = -1
         self.scratch = -1
         # Docker lets a RUN make device nodes and has a device cgroup refuse to open them; mounts without devices do the
@@ -760,6 +875,8 @@ class Run:
         new_keyring()
         kinds = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
         unshare(kinds | (CLONE_NEWNET if request["network"] == "none" else 0))
+        if self.network is not None:
+            self._join_network(self.network)
         try:
             unshare(CLONE_NEWCGROUP)
         except OSError as error:
@@ -771,6 +888,14 @@ class Run:
         _result(libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
         propagation(MS_PRIVATE)
         os.umask(0o022)
+
+    def _join_network(self, network: Network) -> None:
+        problem = network.problem()
+        if problem:
+            send_frame(self.builder, ("shared", problem))
+            return
+        _setns(network.namespace, CLONE_NEWNET)
+        self.request["resolv_conf"] = forwarding(self.request["resolv_conf"], network.resolver)
 
     # -- the root and its mount points
 
@@ -1311,11 +1436,17 @@ def failure(error: BaseException) -> tuple[str, int, str]:
     return ("failed", getattr(error, "errno", 0) or 0, text)
 
 
-def _child(kind: type[Run], sock: _socket.socket, output: int, filters: dict[bool, list[bytes]]) -> NoReturn:
+def _child(
+    kind: type[Run],
+    sock: _socket.socket,
+    output: int,
+    network: Network | None,
+    filters: dict[bool, list[bytes]],
+) -> NoReturn:
     try:
         request = receive_frame(sock)
         if request is not None:
-            kind(request, output, sock).start(filters[request["single"]])
+            kind(request, output, sock, network).start(filters[request["single"]])
     except BaseException as error:
         # Whatever it is, it is the builder's to tell; this process has nobody to tell it to.
         try:
@@ -1325,70 +1456,117 @@ def _child(kind: type[Run], sock: _socket.socket, output: int, filters: dict[boo
     os._exit(FAILED)
 
 
-def serve(kind: type[Run]) -> None:
-    """Fork RUNs of a kind until standard input ends."""
-    control = _socket.socket(fileno=0)
-    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    docker = docker_filter()
-    filters = {False: [docker], True: [pretending_filter(), docker]}
-    running: dict[int, tuple[int, int, _socket.socket]] = {}
-    stopped: set[int] = set()
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    while True:
-        for fd, _ in poll.poll():
-            if fd == 0:
-                received = control.recvmsg(1, 256, 0x40000000)
-                if not received[0]:
-                    return  # and with this process all of its pid namespace
-                data = received[1][0][2]
-                sock_fd, output = (int.from_bytes(data[i : i + 4], sys.byteorder) for i in (0, 4))
-                sock = _socket.socket(fileno=sock_fd)
-                try:
-                    # The next fork is process 1 of a new pid namespace; then ours again, for the one after.
-                    unshare(CLONE_NEWPID)
-                    pid = os.fork()
-                    if pid == 0:
-                        _child(kind, sock, output, filters)
-                    _setns(home, CLONE_NEWPID)
-                except OSError as error:
-                    send_frame(sock, ("failed", error.errno, error.strerror))
-                    sock.close()
-                    os.close(output)
-                    continue
-                os.close(output)
-                pidfd = os.pidfd_open(pid)
-                running[pidfd] = running[sock.fileno()] = (pid, pidfd, sock)
-                poll.register(pidfd, select.POLLIN)
-                poll.register(sock, select.POLLRDHUP)
-            elif fd in running:
-                pid, pidfd, sock = running[fd]
-                if fd != pidfd:
-                    stopped.add(fd)
-                    poll.unregister(fd)
-                    os.kill(pid, SIGKILL)
-                    continue
-                _, status = os.waitpid(pid, 0)
-                code = os.waitstatus_to_exitcode(status)
-                for known in (pidfd, sock.fileno()):
-                    del running[known]
-                    if known not in stopped:
-                        poll.unregister(known)
-                stopped.discard(sock.fileno())
-                try:
-                    send_frame(sock, ("exit", code if code >= 0 else 128 - code))
-                except BrokenPipeError:
-                    code = -1  # the builder is gone, and so will be this process
-                os.close(pidfd)
-                sock.close()
+class _Server:
+    """Forks RUNs of a kind. program: what connects network namespaces, or empty."""
+
+    def __init__(self, kind: type[Run], program: str) -> None:
+        self._kind = kind
+        self._program = program
+        self._home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        docker = docker_filter()
+        self._filters = {False: [docker], True: [pretending_filter(), docker]}
+        self._poll = select.poll()
+        self._running: dict[int, _Running] = {}
+        self._networks: list[Network] = []
+
+    def serve(self) -> None:
+        """Fork RUNs until standard input ends."""
+        control = _socket.socket(fileno=0)
+        self._poll.register(0, select.POLLIN)
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd == 0:
+                    received = control.recvmsg(1, 256, MSG_CMSG_CLOEXEC)
+                    if not received[0]:
+                        return  # and with this process all of its pid namespace
+                    data = received[1][0][2]
+                    sock, output = (int.from_bytes(data[i : i + 4], sys.byteorder) for i in (0, 4))
+                    self._start(received[0], _socket.socket(fileno=sock), output)
+                elif fd in self._running:
+                    run = self._running[fd]
+                    if fd == run.pidfd:
+                        self._end(run)
+                    else:
+                        run.stopped = True
+                        self._poll.unregister(fd)
+                        os.kill(run.pid, SIGKILL)
+
+    def _start(self, kind: bytes, sock: _socket.socket, output: int) -> None:
+        try:
+            network = self._network() if kind != WITHOUT_NETWORK and self._program else None
+            # The next fork is process 1 of a new pid namespace; then ours again, for the one after.
+            unshare(CLONE_NEWPID)
+            pid = os.fork()
+            if pid == 0:
+                _child(self._kind, sock, output, network, self._filters)
+            _setns(self._home, CLONE_NEWPID)
+        except OSError as error:
+            send_frame(sock, ("failed", error.errno, error.strerror))
+            sock.close()
+            return
+        finally:
+            os.close(output)
+        run = _Running(pid, sock, network, kind == WITH_NETWORK)
+        self._running[run.pidfd] = self._running[sock.fileno()] = run
+        self._poll.register(run.pidfd, select.POLLIN)
+        self._poll.register(sock, select.POLLRDHUP)
+
+    def _end(self, run: _Running) -> None:
+        _, status = os.waitpid(run.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self._poll.unregister(run.pidfd)
+        if not run.stopped:
+            self._poll.unregister(run.sock)
+        for fd in (run.pidfd, run.sock.fileno()):
+            del self._running[fd]
+        if run.network is not None:
+            self._take_back(run.network, keep=run.keep)
+        try:
+            send_frame(run.sock, ("exit", code if code >= 0 else 128 - code))
+        except BrokenPipeError:
+            code = -1  # the builder is gone, and so will be this process
+        os.close(run.pidfd)
+        run.sock.close()
+
+    def _network(self) -> Network:
+        """One that no other RUN is in; what one RUN after the other listens to and leaves is nothing."""
+        while self._networks:
+            network = self._networks.pop()
+            if network.usable():
+                return network
+        return Network(self._program)
+
+    def _take_back(self, network: Network, *, keep: bool) -> None:
+        if not network.usable():
+            self._program = ""  # the builder was told why
+        elif keep:
+            self._networks.append(network)
+        else:
+            network.close()
 
 
-def main(kind: type[Run] = Run) -> None:
+class _Running:
+    """A RUN, as the server knows it. keep: its network is as good as new after it."""
+
+    def __init__(self, pid: int, sock: _socket.socket, network: Network | None, keep: bool) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.sock = sock
+        self.network = network
+        self.keep = keep
+        self.stopped = False
+
+
+def main(kind: type[Run] = Run, program: str = "") -> None:
     """Serve as process 1 of a pid namespace, so that the kernel kills all that is left when the server ends, however.
+
+    program: the path of what connects network namespaces, or empty: RUNs share this machine's then.
 
     A RUN's own pid namespace is inside it. setns(2) back to it between two forks needs no privilege outside.
     """
     libc.setsid()
+    # What a builder was left by those who started it is not for the programs that this one starts.
+    os.closerange(3, 1 << 30)
     default_signals({*range(1, 65)} - {SIGPIPE, SIGXFSZ})
     libc.sigprocmask(SIG_SETMASK, bytes(128), None)
     # From here on nothing is imported: after pivot_root the folders of sys.path would be those of the image.
@@ -1396,7 +1574,7 @@ def main(kind: type[Run] = Run) -> None:
     sys.meta_path.clear()
     unshare(CLONE_NEWPID)
     if os.fork() == 0:
-        serve(kind)
+        _Server(kind, program).serve()
     os._exit(0)
 
 

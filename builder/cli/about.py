@@ -79,6 +79,7 @@ def info(given: Given, around: Surroundings) -> int:
         isolation = choose_isolation()
         facts["tier"], facts["reason"] = isolation.tier, isolation.reason
         facts["RUN"] = f"by {isolation.mechanism}" if isolation.mechanism else "can not work here"
+        facts["network"] = f"by {isolation.network}" if isolation.network else f"shared: {isolation.shared}"
         if isolation.hint:
             facts["for more"] = isolation.hint
     except BuildError as error:

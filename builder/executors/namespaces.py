@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
 
 class NamespaceExecutor:
-    """Runs in namespaces. tier: its name. userns: this process is in a user namespace; single: with one id only."""
+    """Runs in namespaces. tier: its name. userns: this process is in a user namespace; single: with one id only.
+
+    network: the path of slirp4netns or pasta, by which a RUN with the default network gets one of its own; without, it
+    shares this machine's.
+    """
 
     _SERVER = "builder.sandbox"
 
-    def __init__(self, tier: str, *, userns: bool = False, single: bool = False) -> None:
+    def __init__(self, tier: str, *, userns: bool = False, single: bool = False, network: str = "") -> None:
         self._tier = tier
+        self._network = network
         self._userns = userns
         self._single = single
         self._lock = threading.Lock()
@@ -59,7 +64,7 @@ class NamespaceExecutor:
             with ours:
                 with theirs:
                     try:
-                        self._request(theirs, writing)
+                        self._request(theirs, writing, spec)
                     finally:
                         os.close(writing)
                 return self._converse(ours, reading, spec, output, stop)
@@ -75,12 +80,18 @@ class NamespaceExecutor:
                 server.shutdown(socket.SHUT_WR)
                 server.recv(1)  # its end closes when it ends
 
-    def _request(self, theirs: socket.socket, writing: int) -> None:
+    def _request(self, theirs: socket.socket, writing: int, spec: RunSpec) -> None:
+        from builder import sandbox
+
+        kind = sandbox.WITHOUT_NETWORK
+        if spec.network == "default":
+            # With every capability a command may change the network itself.
+            kind = sandbox.WITH_NETWORK_TO_SPOIL if spec.insecure else sandbox.WITH_NETWORK
         with self._lock:
             if self._server is None:
-                self._server = _start_server(self._SERVER)
+                self._server = _start_server(self._SERVER, self._network)
             try:
-                socket.send_fds(self._server, [b"r"], [theirs.fileno(), writing])
+                socket.send_fds(self._server, [kind], [theirs.fileno(), writing])
             except OSError as error:
                 raise BuildError(f"the process that starts RUNs has ended: {error}") from error
 
@@ -163,7 +174,7 @@ def _remove_mount_points(root: Path, made: list[str], times: list[tuple[str, int
             continue
 
 
-def _start_server(module: str) -> socket.socket:
+def _start_server(module: str, network: str) -> socket.socket:
     """Start builder/sandbox.py, or another module's `main` that serves, and return the socket that it listens to."""
     from builder import sandbox
 
@@ -176,7 +187,7 @@ def _start_server(module: str) -> socket.socket:
         try:
             sandbox.set_attributes(interpreter, sandbox.RDONLY)
             # By import, so that it is compiled once and not at every start.
-            start = f"import sys; sys.path.insert(0, {folder!r}); from {module} import main; main()"
+            start = f"import sys; sys.path.insert(0, {folder!r}); from {module} import main; main(program={network!r})"
             argv = [sys.executable, "-I", "-S", "-c", start]
             actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)]
             pid = os.posix_spawn(f"/proc/self/fd/{interpreter}", argv, {"LC_ALL": "C.UTF-8"}, file_actions=actions)

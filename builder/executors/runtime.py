@@ -21,8 +21,10 @@ class RuntimeExecutor(NamespaceExecutor):
 
     _SERVER = "builder.bundle"
 
-    def __init__(self, tier: str, program: str, *, userns: bool = False, single: bool = False) -> None:
-        super().__init__(tier, userns=userns, single=single)
+    def __init__(
+        self, tier: str, program: str, *, userns: bool = False, single: bool = False, network: str = ""
+    ) -> None:
+        super().__init__(tier, userns=userns, single=single, network=network)
         self._program = program
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from msgspec.structs import replace
 from builder.errors import BuildError, CancelledError, UnsupportedError
 from builder.executors import Bind, Executor, RunSpec, Tmpfs
 from builder.executors.runtime import RuntimeExecutor
-from builder.isolation import choose, runtime_path
+from builder.isolation import choose, connector, runtime_path
 from builder.sandbox import landlock_version
 from cache.snapshots import DirectoryRoot, OverlayRoot, Root
 
@@ -38,7 +39,7 @@ BUSYBOX = Path("/bin/busybox")
 APPLETS = """
     sh cat ls id ps mount umount mkdir mknod chown chmod touch rm stat sleep wc head seq dd df
     hostname env pwd grep kill cp true false ip find tr cut awk sed ln unshare
-    chroot sysctl md5sum printf readlink nohup setsid test mkfifo
+    chroot sysctl md5sum printf readlink nohup setsid test mkfifo nc
 """
 
 pytestmark = [
@@ -119,6 +120,7 @@ class Ground:
     executor: Executor
     userxattr: bool
     folder: Path
+    shared: str
     made: int = field(default=0)
 
     def overlay(self, *above: str) -> OverlayRoot | CopiedRoot:
@@ -207,7 +209,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
             pytest.skip(f"no right to mount: {done.stderr.splitlines()[-1]}")
         from builder.isolation import Isolation
 
-        isolation = Isolation("privileged", "")
+        program, shared = connector()
+        isolation = Isolation("privileged", "", network=program, shared=shared)
     folder = tmp_path_factory.mktemp("roots")
     base = folder / "layers" / "base"
     for name in ("bin", "tmp", "etc", "home/user", "root"):
@@ -220,7 +223,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         (base / "bin" / name).symlink_to("busybox")
     executor = isolation.executor()
     assert executor.tier == (ASKED or "privileged")
-    yield Ground(executor, isolation.userns, folder)
+    yield Ground(executor, isolation.userns, folder, isolation.shared)
     executor.close()
 
 
@@ -233,11 +236,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         ("pod", "", ""),
         ("hardened", "", ""),
         ("privileged", "crun", ""),
-        ("privileged", "runc", ""),
+        ("privileged", "runc", "TestProcess or TestUsers or TestConfinement or TestByRuntime"),
         ("rootless", "crun", "TestUsers or TestConfinement or TestManyAtOnce"),
-        ("rootless", "runc", "TestUsers or TestConfinement or TestManyAtOnce"),
-        ("rootless-single", "crun", "TestUsers or TestConfinement or TestManyAtOnce"),
-        ("rootless-single", "runc", "TestUsers or TestConfinement or TestManyAtOnce"),
+        ("rootless-single", "runc", "TestUsers or TestByRuntime"),
     ],
 )
 def test_the_suite_elsewhere(tier: str, runtime: str, classes: str) -> None:
@@ -269,7 +270,7 @@ def test_the_suite_elsewhere(tier: str, runtime: str, classes: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
-    assert int(passed[1]) > (30 if classes else 40), done.stdout
+    assert int(passed[1]) > (8 if classes else 40), done.stdout
 
 
 class TestProcess:
@@ -487,14 +488,16 @@ class TestFiles:
         assert not (root.path / "dev").exists()
 
     def test_hosts_and_resolver(self, ground: Ground) -> None:
-        text = ground.says("cat /etc/hosts /etc/resolv.conf", hosts=b"1.2.3.4 x\n", resolv_conf=b"nameserver 1.1.1.1\n")
+        text = ground.says(
+            "cat /etc/hosts /etc/resolv.conf", hosts=b"1.2.3.4 x\n", resolv_conf=b"nameserver 1.1.1.1\n", network="host"
+        )
         assert text == "1.2.3.4 x\nnameserver 1.1.1.1"
 
     def test_resolver_that_is_a_dangling_link(self, ground: Ground) -> None:
         root = ground.overlay()
         (root.upper / "etc").mkdir(exist_ok=True)
         (root.upper / "etc/resolv.conf").symlink_to("../run/systemd/stub.conf")
-        assert ground.says("cat /etc/resolv.conf", root=root, resolv_conf=b"r\n") == "r"
+        assert ground.says("cat /etc/resolv.conf", root=root, resolv_conf=b"r\n", network="host") == "r"
         assert changed(root) == ["etc", "etc/resolv.conf"]
 
     def test_many_layers(self, ground: Ground) -> None:
@@ -714,6 +717,47 @@ class TestConfinement:
         assert sorted(name.split("@")[0] for name in inside) == outside
 
 
+class TestNetworkOfItsOwn:
+    """What the default network is where there is slirp4netns or pasta."""
+
+    @pytest.fixture(autouse=True)
+    def _connected(self, ground: Ground) -> None:
+        if ground.shared:
+            pytest.skip(f"RUN shares this machine's network: {ground.shared}")
+
+    def test_loopback_is_its_own(self, ground: Ground) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def answer() -> None:
+                server.accept()[0].close()
+
+            threading.Thread(target=answer, daemon=True).start()
+            reach = f"nc 127.0.0.1 {server.getsockname()[1]} </dev/null && echo REACHED"
+            assert ground.run(reach)[0] != 0
+            assert ground.says(reach, network="host") == "REACHED"
+        text = ground.says("(echo in | nc -l -p 7777 &) ; sleep 0.1; nc 127.0.0.1 7777 </dev/null")
+        assert text == "in"
+
+    def test_it_has_a_way_out_and_a_resolver(self, ground: Ground) -> None:
+        text = ground.says("ip route; cat /etc/resolv.conf", resolv_conf=b"nameserver 127.0.0.53\nsearch there\n")
+        assert text.startswith("default via ")
+        assert re.search(r"\nnameserver (10\.0\.2\.3|169\.254\.1\.1)\nsearch there$", text)
+
+    def test_those_at_the_same_time_have_one_each(self, ground: Ground) -> None:
+        results: list[tuple[int, str]] = []
+        script = "(echo in | nc -l -p 7777) & sleep 0.4; nc 127.0.0.1 7777 </dev/null"
+        threads = [threading.Thread(target=lambda: results.append(ground.run(script))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == [(0, "in\n")] * 3
+
+    def test_it_is_not_passed_on_when_a_run_could_change_it(self, ground: Ground) -> None:
+        ground.says("ip addr add 10.9.9.9/32 dev lo", insecure=True)
+        assert "10.9.9.9" not in ground.says("ip -o addr")
+
+
 class TestByRuntime:
     """What a runtime adds to go wrong."""
 
@@ -928,9 +972,14 @@ class TestManyAtOnce:
         assert time.monotonic() - before < 2
 
     def test_nothing_stays_mounted_or_open(self, ground: Ground) -> None:
+        def mounts() -> list[str]:
+            # Others on this machine may mount what they like.
+            lines = Path("/proc/self/mountinfo").read_text().splitlines()
+            return [line for line in lines if str(ground.folder) in line]
+
         ground.run("true")
-        mounts, opened = Path("/proc/self/mountinfo").read_text(), len(os.listdir("/proc/self/fd"))
+        before, opened = mounts(), len(os.listdir("/proc/self/fd"))
         for _ in range(5):
             ground.run("true")
-        assert Path("/proc/self/mountinfo").read_text() == mounts
+        assert mounts() == before
         assert len(os.listdir("/proc/self/fd")) == opened
