@@ -372,9 +372,7 @@ def host(text: str) -> tuple[str, str]:
     if cut < 1 or not address:
         raise UsageError(f"--add-host {text!r} is not NAME:ADDRESS")
     if address == "host-gateway":
-        raise UsageError(
-            "--add-host with host-gateway is not supported", hint="RUN shares this machine's network: 127.0.0.1 is it"
-        )
+        raise UsageError("--add-host with host-gateway is not supported", hint="give an address that this machine has")
     import socket
 
     for family in (socket.AF_INET, socket.AF_INET6):
