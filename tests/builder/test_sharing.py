@@ -106,6 +106,17 @@ def test_no_bytes_of_layers_are_fetched_before_they_are_wanted(machines: list[Ma
     assert second.pybuild("fsck").code == 0
 
 
+def test_layers_that_lie_elsewhere_are_looked_into(machines: list[Machine], shelf: Path) -> None:
+    first, second, _ = machines
+    text = "FROM scratch\nCOPY key /root/.ssh/id_rsa\n"
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ" * 20 + "\n"
+    key += "-----END OPENSSH PRIVATE KEY-----\n"
+    here = [event["rule"] for event in first.build(text, {"key": key}, "--lint", to(shelf)).events if "rule" in event]
+    assert here
+    done = second.build(None, {}, "--lint", of(shelf), "--output=type=cacheonly", tag="")
+    assert [event["rule"] for event in done.events if "rule" in event] == here
+
+
 def test_a_run_has_the_files_of_layers_that_were_elsewhere(machines: list[Machine], shelf: Path) -> None:
     needs_run()
     first, second, _ = machines
