@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from builder.archives import Named
     from builder.model import StageState
+    from builder.transfers import Glanced
     from cache.entries import Entry, Files
     from cache.store import Image, Store
 
@@ -68,7 +69,7 @@ _MAX_INDEXES = 4
 
 
 class BaseImage(Struct, frozen=True):
-    """An image to start from, its layers in the store.
+    """An image to start from, its layers in the store, or where `Store.elsewhere` has them from.
 
     digest: of the manifest where the source has one, else of the config. name: how messages and history call it.
     """
@@ -80,10 +81,14 @@ class BaseImage(Struct, frozen=True):
 
 
 class Remote(Struct, frozen=True):
-    """Where to get images that the store has not. pull: brings one into the store; always: even if it has one."""
+    """Where to get images that the store has not. pull: brings one into the store; always: even if it has one.
+
+    glance: gets what a build has to know before it needs bytes of layers; None where those are wanted at once.
+    """
 
     pull: Callable[[Reference, Platform], Image]
     always: bool = False
+    glance: Callable[[Reference, Platform], Glanced] | None = None
 
 
 def resolve(
@@ -139,7 +144,10 @@ def context_for(text: str, named: Mapping[str, str]) -> str | None:
 def _from_store(text: str, platform: Platform, store: Store, remote: Remote | None) -> BaseImage:
     image = None if remote is not None and remote.always else _local(text, platform, store, lenient=remote is None)
     if image is None and remote is not None:
-        image = _pulled(text, platform, store, remote)
+        found = _got(text, platform, store, remote)
+        if isinstance(found, BaseImage):
+            return found
+        image = found
     if image is None:
         raise _missing(text, store)
     return BaseImage(store.config(image), store.layers(image), image.manifest.digest, text)
@@ -167,14 +175,17 @@ def _local(text: str, platform: Platform, store: Store, *, lenient: bool) -> Ima
     return image
 
 
-def _pulled(text: str, platform: Platform, store: Store, remote: Remote) -> Image:
+def _got(text: str, platform: Platform, store: Store, remote: Remote) -> Image | BaseImage:
     try:
         reference = Reference.parse(text)
     except StoreError:
         # An id, or its beginning, which no registry knows.
         return store.image(text)
     try:
-        return remote.pull(reference, platform)
+        if remote.glance is None:
+            return remote.pull(reference, platform)
+        glanced = remote.glance(reference, platform)
+        return BaseImage(glanced.config, glanced.layers, glanced.manifest.digest, text)
     except CorruptError:
         raise
     except StoreError as error:

@@ -18,14 +18,14 @@ from msgspec.structs import replace
 import grammar
 from builder import bases, handlers
 from builder.context import is_image, open_contexts
-from builder.engine import Engine, StageWork, Work
+from builder.engine import StageWork, Work
 from builder.epoch import plan_of
 from builder.errors import BuildError, DamagedError, gathered, raise_all
-from builder.events import BuildFinished, BuildPlanned, Inspected, Warned
+from builder.events import BuildFinished, BuildPlanned, Warned
 from builder.handlers import files
 from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
-from builder.survey import examine, settings_of
+from builder.survey import examine
 from cache.digests import Digests
 from cache.errors import CorruptError
 from cache.index import Index
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
     from builder.registries import Registries
-    from builder.survey import Examined
     from cache.oci import Platform
+    from cache.remote import Remotes
     from cache.store import Image, Store
     from grammar.source import Span
 
@@ -69,16 +69,19 @@ def build(
     """
     started = time.monotonic()
     _check_outputs(request)
-    with store.lease(), open_request(request, store, stdin) as contexts:
-        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop))
+    with (
+        store.lease(),
+        open_request(request, store, stdin) as contexts,
+        _caches(request, store, report, registries) as remotes,
+    ):
+        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
         examined = examine(made, work.stages, contexts, request.lint.settings)
         findings = examined.all
         for finding in findings:
             report(Warned(finding))
         examined.enforce()
         report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
-        engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
-        engine.run()
+        engine = _carried_out(work, request, store, isolation, report, stop, remotes)
         image = engine.image(made.target, intermediate=request.squash)
         if request.squash:
             image = _squashed(image, store, exact=made.epoch is not None)
@@ -88,66 +91,25 @@ def build(
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
             _export(image, spec, names, store, report, registries)
-        for reference in references:
-            store.tag(reference, image.id)
+        if engine.is_whole(made.target):
+            for reference in references:
+                store.tag(reference, image.id)
+        if remotes is not None:
+            remotes.adopt()
+        if remotes is not None and any(place.type != "inline" for place in request.cache_to):
+            _finish(remotes, request, report, stop)
     steps, cached = engine.counts()
     result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
     report(BuildFinished(result))
     return result
 
-
-def _inspect(
-    image: ImageResult,
-    engine: Engine,
-    made: Plan,
-    request: BuildRequest,
-    store: Store,
-    report: Reporter,
-    examined: Examined,
-) -> list[Finding]:
-    """Look at the layers of what was built, and return what is new. BuildError when a finding is to be an error."""
-    from builder import lint
-    from builder.inspection import subject_of
-    from builder.lint import layers
-    from builder.lint.efficiency import efficiency
-    from builder.lint.settings import Settings, judge
-
-    use = request.lint
-    # A squashed layer is no one instruction's.
-    work = None if request.squash else engine.trail(made.target)
-    subject = subject_of(image, store, work=work, budget=use.budget)
-    rules = layers.RULES if use.layers else [rule for rule in layers.RULES if rule.demanded]
-    demanded = {rule.name for rule in rules if rule.demanded}
-    before = examined.findings
-    if use.settings is None:
-        found = layers.examine(subject, settings_of(made), rules)
-    else:
-        checks = [rule.name for rule in lint.RULES] if examined.error else []
-        judged = judge(
-            [*examined.raw, *layers.examine(subject, None, rules)],
-            use.settings,
-            made.dockerfile,
-            ran={*examined.looked, *(rule.name for rule in rules)},
-            known=lint.known(),
-            errors=checks,
-            always=demanded,
-        )
-        found = [finding for finding in judged if finding not in before]
-    for finding in found:
-        report(Warned(finding))
-    if use.layers:
-        report(Inspected(efficiency(subject)))
-    settings = use.settings or Settings()
-    failing = [
-        finding.rule
-        for finding in (*before, *found)
-        if finding.rule in demanded or (use.error and settings.fails([finding]))
-    ]
-    if failing:
-        names = ", ".join(dict.fromkeys(failing))
-        hint = "the image is in the store without a name"
-        raise BuildError(f"lint violation found for rules: {names}; no name was given and nothing written", hint=hint)
-    return found
+    with (
+        store.lease(),
+        open_request(request, store, stdin) as contexts,
+        _caches(request, store, report, registries) as remotes,
+    ):
+        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
+        examined = examine(made, work.stages, contexts, request.lint.settings)
 
 
 def _check_outputs(request: BuildRequest) -> None:
@@ -199,10 +161,20 @@ def remote_of(
     registries: Callable[[], Registries] | None,
     report: Reporter,
     stop: threading.Event | None = None,
+    remotes: Remotes | None = None,
 ) -> bases.Remote | None:
-    """Where the build gets bases that the store has not, as `--pull` has it; each is asked for once. None: nowhere."""
+    """Where the build gets bases that the store has not, as `--pull` has it; each is asked for once. None: nowhere.
+
+    remotes: have the layers of a base when their bytes are wanted; without them they are pulled at once.
+    """
     if registries is None or request.pull == "never":
         return None
+    if remotes is not None:
+        from builder.sharing import glancing
+
+        glance = glancing(registries, store, remotes)
+    else:
+        glance = None
     pulled: dict[tuple[Reference, Platform], Image] = {}
 
     def pull(reference: Reference, platform: Platform) -> Image:
@@ -215,7 +187,7 @@ def remote_of(
             pulled[key] = done.image
         return pulled[key]
 
-    return bases.Remote(pull, request.pull == "always")
+    return bases.Remote(pull, request.pull == "always", glance)
 
 
 def open_request(request: BuildRequest, store: Store, stdin: BinaryIO | None) -> Contexts:

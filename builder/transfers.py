@@ -32,6 +32,7 @@ from cache.oci import (
     Digest,
     ImageConfig,
     Index,
+    Layer,
     Manifest,
     Platform,
     host_platform,
@@ -238,6 +239,45 @@ def _pull_layer(place: Place, layer: Descriptor, store: Store, transfer: _Transf
     transfer.moved(layer, layer.size, "done")
 
 
+class Glanced(Struct, frozen=True):
+    """An image of which the manifest and the config were got, and kept as blobs, but no layer.
+
+    top: the digest of what the name means; manifest: the image's own. asked: the platform.
+    """
+
+    place: Place
+    top: Digest
+    manifest: Descriptor
+    config: ImageConfig
+    layers: tuple[Layer, ...]
+    asked: Platform
+
+
+def glance(place: Place, platform: Platform, *, store: Store) -> Glanced:
+    """What `pull` would bring, by its manifest and its config; the caller holds a lease. Raises as `pull`."""
+    top, data = _named(place)
+    found, data = _for_platform(place, top, data, platform, store)
+    manifest = _manifest(place, found, data)
+    config_data = _config(place, manifest.config, store)
+    _check_config(place, manifest, config_data, None)
+    store.put_blob(config_data, manifest.config.media_type)
+    described = store.put_blob(data, found.media_type)
+    config = ImageConfig.from_json(parse_json(config_data, "the image config"))
+    layers = tuple(Layer(*pair) for pair in zip(config.diff_ids, manifest.layers, strict=True))
+    whence.note_blobs(store, place.reference.name, [layer.digest for layer in manifest.layers if not layer.urls])
+    return Glanced(place, top.digest, described, config, layers, platform)
+
+
+def adopt(glanced: Glanced, store: Store) -> None:
+    """Have the image in the store by its name, as `pull` leaves it, once all its layers are there. Idempotent."""
+    reference = glanced.place.reference
+    with store.database.transaction():
+        image = store.adopt(glanced.manifest)
+        if reference.tag and not reference.digest:
+            store.tag(reference, image.id)
+        whence.note_image(store, image.id, reference, glanced.top, str(normal_platform(glanced.asked)))
+
+
 # ---------------------------------------------------------------- push
 
 
@@ -302,11 +342,13 @@ def _push_blob(place: Place, blob: Descriptor, store: Store, transfer: _Transfer
     path = store.blob_path(blob.digest)
 
     def source() -> BinaryIO:
+        if not store.holds(blob):
+            # It has the right words for what is missing or damaged, and fetches what lies elsewhere.
+            store.open_blob(blob).close()
         # Not `open_blob`, which would hash it once more: the registry does, and refuses what is not the digest's.
         return open(path, "rb", buffering=0)
 
-    if not store.holds(blob):
-        # It has the right words for what is missing, and for what is damaged.
+    if store.elsewhere is None and not store.holds(blob):
         store.open_blob(blob).close()
     sent = 0
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from builder.cli.flags import Given
     from builder.cli.surroundings import Surroundings
-    from builder.model import BuildResult
+    from builder.model import BuildResult, CachePlace
     from cache.oci import Platform
 
 _NO_REGISTRY = "this version speaks to no registry; bases come from the store and --build-context"
@@ -53,6 +53,18 @@ BUILD = Command(
             value="STAGE,...",
             many=True,
             bare=True,
+        ),
+        Flag(
+            "cache-from",
+            "also take steps from there: HOST/REPOSITORY, type=registry,ref=..., type=local,src=DIR",
+            value="CACHE",
+            many=True,
+        ),
+        Flag(
+            "cache-to",
+            "also put steps there: HOST/REPOSITORY, type=registry,ref=..., type=local,dest=DIR, type=inline",
+            value="CACHE",
+            many=True,
         ),
         Flag("key-secrets", "do a RUN anew when a secret that it mounts has another value than before"),
         Flag("explain", "below each step that is not in the cache, every part that changed, old and new"),
@@ -106,8 +118,6 @@ BUILD = Command(
         Flag("call", "tell instead of building: check, outline, targets; with ,format=json as JSON", value="METHOD"),
         Flag("check", "the same as --call=check: look for mistakes, build nothing"),
         Flag("load", unsupported="the image is in pybuild's store anyway; -o type=docker,dest=- | docker load"),
-        Flag("cache-from", value="CACHE", many=True, unsupported=_NO_REGISTRY),
-        Flag("cache-to", value="CACHE", many=True, unsupported=_NO_REGISTRY),
         Flag("annotation", value="NAME=VALUE", many=True, unsupported="annotations are not in this version"),
         Flag("attest", value="ATTESTATION", many=True, unsupported="attestations are not in this version"),
         Flag("provenance", value="MODE", unsupported="attestations are not in this version"),
@@ -273,6 +283,8 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         ignore_file=given.one("ignorefile"),
         cache=_cache_use(given),
         lint=_lint_use(given),
+        cache_from=_places(given, "cache-from"),
+        cache_to=_places(given, "cache-to"),
         pull=_pull_flag(given),
         squash=given.on("squash"),
     )
@@ -310,6 +322,14 @@ def limit(given: Given, flag: str) -> int | None:
     if not given.has(flag):
         return None
     return 0 if given.one(flag) == "0" else size(given.one(flag), flag)
+
+
+def _places(given: Given, flag: str) -> tuple[CachePlace, ...]:
+    if not given.has(flag):
+        return ()
+    from builder.cli.places import cache_place
+
+    return tuple(cache_place(text, flag, size) for text in given.all(flag))
 
 
 def _outputs(given: Given) -> tuple[OutputSpec, ...]:
