@@ -103,13 +103,133 @@ def build(
     report(BuildFinished(result))
     return result
 
-    with (
-        store.lease(),
-        open_request(request, store, stdin) as contexts,
-        _caches(request, store, report, registries) as remotes,
-    ):
-        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
-        examined = examine(made, work.stages, contexts, request.lint.settings)
+
+def _inspect(
+    image: ImageResult,
+    engine: Engine,
+    made: Plan,
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    examined: Examined,
+) -> list[Finding]:
+    """Look at the layers of what was built, and return what is new. BuildError when a finding is to be an error."""
+    from builder import lint
+    from builder.inspection import subject_of
+    from builder.lint import layers
+    from builder.lint.efficiency import efficiency
+    from builder.lint.settings import Settings, judge
+
+    use = request.lint
+    # A squashed layer is no one instruction's.
+    work = None if request.squash else engine.trail(made.target)
+    subject = subject_of(image, store, work=work, budget=use.budget)
+    rules = layers.RULES if use.layers else [rule for rule in layers.RULES if rule.demanded]
+    demanded = {rule.name for rule in rules if rule.demanded}
+    before = examined.findings
+    if use.settings is None:
+        found = layers.examine(subject, settings_of(made), rules)
+    else:
+        checks = [rule.name for rule in lint.RULES] if examined.error else []
+        judged = judge(
+            [*examined.raw, *layers.examine(subject, None, rules)],
+            use.settings,
+            made.dockerfile,
+            ran={*examined.looked, *(rule.name for rule in rules)},
+            known=lint.known(),
+            errors=checks,
+            always=demanded,
+        )
+        found = [finding for finding in judged if finding not in before]
+    for finding in found:
+        report(Warned(finding))
+    if use.layers:
+        report(Inspected(efficiency(subject)))
+    settings = use.settings or Settings()
+    failing = [
+        finding.rule
+        for finding in (*before, *found)
+        if finding.rule in demanded or (use.error and settings.fails([finding]))
+    ]
+    if failing:
+        names = ", ".join(dict.fromkeys(failing))
+        hint = "the image is in the store without a name"
+        raise BuildError(f"lint violation found for rules: {names}; no name was given and nothing written", hint=hint)
+    return found
+
+
+@contextmanager
+def _caches(
+    request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
+) -> Iterator[Remotes | None]:
+    """The caches that the request names; None where it names none."""
+    if not request.cache_from and not request.cache_to:
+        yield None
+        return
+    from builder.sharing import open_caches
+
+    with open_caches(request, store, report, registries) as remotes:
+        try:
+            yield remotes
+        except CancelledError:
+            remotes.drop()
+            raise
+
+
+def _is_kept(request: BuildRequest) -> bool:
+    """Whether all bytes of the image are wanted here."""
+    elsewhere = {"cacheonly", "registry"}
+    if request.lint.layers or request.lint.budget:
+        return True  # to be looked into
+    if request.squash or not request.outputs or any(spec.type not in elsewhere for spec in request.outputs):
+        return True
+    # A name is for the store, unless it says where to push to.
+    return bool(request.tags) and all(spec.type != "registry" for spec in request.outputs)
+
+
+def _carried_out(
+    work: Work,
+    request: BuildRequest,
+    store: Store,
+    ground: Ground,
+    report: Reporter,
+    stop: threading.Event,
+    remotes: Remotes | None,
+) -> Engine:
+    """The build, carried out, with the bytes of the target's layers in the store where they are wanted.
+
+    A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
+    until then is in the cache.
+    """
+    numbers = itertools.count(1)
+    inline = any(place.type == "inline" for place in request.cache_to)
+    while True:
+        lost = remotes.lost if remotes is not None else 0
+        engine = Engine(
+            work, store=store, ground=ground, report=report, stop=stop, remotes=remotes, numbers=numbers, inline=inline
+        )
+        try:
+            engine.run()
+            if remotes is not None and _is_kept(request):
+                remotes.complete(engine.layers(work.target))
+        except CancelledError:
+            raise
+        except Exception:
+            if remotes is None or remotes.lost == lost:
+                raise
+            stop.clear()
+        else:
+            return engine
+
+
+def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: threading.Event) -> None:
+    """Wait until the caches have got what they were offered, and what lies in cache mounts."""
+    what = "cache " + ", ".join(dict.fromkeys(place.place for place in request.cache_to if place.place))
+    report(ExportStarted(what))
+    started = time.monotonic()
+    remotes.save(stop.is_set)
+    remotes.finish()
+    report(ExportFinished(what, time.monotonic() - started, remotes.traffic.sent))
 
 
 def _check_outputs(request: BuildRequest) -> None:
