@@ -7,6 +7,7 @@ files is an error before the first step.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import time
 from contextlib import contextmanager, suppress
@@ -18,14 +19,14 @@ from msgspec.structs import replace
 import grammar
 from builder import bases, handlers
 from builder.context import is_image, open_contexts
-from builder.engine import StageWork, Work
+from builder.engine import Engine, StageWork, Work
 from builder.epoch import plan_of
-from builder.errors import BuildError, DamagedError, gathered, raise_all
-from builder.events import BuildFinished, BuildPlanned, Warned
+from builder.errors import BuildError, CancelledError, DamagedError, gathered, raise_all
+from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Inspected, Warned
 from builder.handlers import files
 from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
-from builder.survey import examine
+from builder.survey import examine, settings_of
 from cache.digests import Digests
 from cache.errors import CorruptError
 from cache.index import Index
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
     from builder.registries import Registries
+    from builder.survey import Examined
     from cache.oci import Platform
     from cache.remote import Remotes
     from cache.store import Image, Store
