@@ -247,16 +247,49 @@ def test_places_in_joined_lines_and_documents() -> None:
 
 
 _LINES = st.lists(
-    st.sampled_from([
-        "FROM a", "FROM scratch AS b", "from b:1", "FROM", "RUN sudo x | y", "RUN apt-get update && \\",
-        "  apt install a", "\\", "", "\ufeff", "RUN <<E", "E", "# pybuild: ignore=all", "# hadolint ignore=DL3008,SC1", "# check=skip=all",
-        "COPY --from=0 / /", "COPY . .", "COPY <<E /a", "ADD a.tgz b", "ENV A=1 B=$A", "ENV A b", "LABEL x=$y",
-        "USER root", "WORKDIR x", "ONBUILD RUN pip install a", 'SHELL ["bash"]', "SHELL []", "CMD x", "EXPOSE 1:2/TCP", "ARG A=${",
-        "HEALTHCHECK NONE", "RUN $(", "RUN 'a", "NONSENSE", "RUN --mount=type=cache,target=$A x", "MAINTAINER",
-        'RUN ["sh", "-c", "a | b"]',
-    ]),
+    st.sampled_from(
+        [
+            "FROM a",
+            "FROM scratch AS b",
+            "from b:1",
+            "FROM",
+            "RUN sudo x | y",
+            "RUN apt-get update && \\",
+            "  apt install a",
+            "\\",
+            "",
+            "\ufeff",
+            "RUN <<E",
+            "E",
+            "# pybuild: ignore=all",
+            "# hadolint ignore=DL3008,SC1",
+            "# check=skip=all",
+            "COPY --from=0 / /",
+            "COPY . .",
+            "COPY <<E /a",
+            "ADD a.tgz b",
+            "ENV A=1 B=$A",
+            "ENV A b",
+            "LABEL x=$y",
+            "USER root",
+            "WORKDIR x",
+            "ONBUILD RUN pip install a",
+            'SHELL ["bash"]',
+            "SHELL []",
+            "CMD x",
+            "EXPOSE 1:2/TCP",
+            "ARG A=${",
+            "HEALTHCHECK NONE",
+            "RUN $(",
+            "RUN 'a",
+            "NONSENSE",
+            "RUN --mount=type=cache,target=$A x",
+            "MAINTAINER",
+            'RUN ["sh", "-c", "a | b"]',
+        ]
+    ),
     max_size=9,
-)  # fmt: skip
+)
 
 
 @given(_LINES.map("\n".join))
