@@ -295,9 +295,11 @@ def _text_findings(
             raise  # which can be read once only
         # The ignore file is broken, which keeps nobody from looking at the Dockerfile.
         unread = [Finding(BROKEN, error.message, error.span, error.source, error.hint, Severity.ERROR)]
-        with tempfile.NamedTemporaryFile() as empty:
-            with contexts_of(replace(request, ignore_file=empty.name), around) as contexts:
-                seen = glance(request, contexts)
+        with (
+            tempfile.NamedTemporaryFile() as empty,
+            contexts_of(replace(request, ignore_file=empty.name), around) as contexts,
+        ):
+            seen = glance(request, contexts)
     source = seen.subject.plan.dockerfile.source
     broken = unread + [
         Finding(BROKEN, failure.message, failure.span, failure.source or source, failure.hint, Severity.ERROR)
