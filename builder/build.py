@@ -92,7 +92,7 @@ def build(
         references = _references(request)
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
-            _export(image, spec, names, store, report, registries)
+            _export(image, spec, names, store, report, registries, stop)
         if engine.is_whole(made.target):
             for reference in references:
                 store.tag(reference, image.id)
@@ -101,7 +101,7 @@ def build(
         if remotes is not None and any(place.type != "inline" for place in request.cache_to):
             _finish(remotes, request, report, stop)
     steps, cached = engine.counts()
-    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
+    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings, engine.written)
     report(BuildFinished(result))
     return result
 
@@ -271,10 +271,11 @@ def _export(
     store: Store,
     report: Reporter,
     registries: Callable[[], Registries] | None,
+    stop: threading.Event,
 ) -> None:
     from builder.export import export
 
-    export(image, spec, names, store, report, registries)
+    export(image, spec, names, store, report, registries, stop)
 
 
 def remote_of(

@@ -509,7 +509,10 @@ class ImageResult(Struct, frozen=True):
 
 
 class BuildResult(Struct, frozen=True):
-    """What a build made. names: the full references that point at the image now."""
+    """What a build made. names: the full references that point at the image now.
+
+    written: bytes of the layers of steps that were not in the cache, uncompressed.
+    """
 
     image: ImageResult
     names: tuple[str, ...] = ()
@@ -517,3 +520,4 @@ class BuildResult(Struct, frozen=True):
     cached: int = 0
     seconds: float = 0.0
     findings: tuple[Finding, ...] = ()
+    written: int = 0

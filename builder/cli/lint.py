@@ -71,7 +71,7 @@ Exit codes: 0 nothing at or above --fail-on, 1 findings, 2 wrong command line or
 
 def lint(given: Given, around: Surroundings) -> int:
     """Look, and tell."""
-    from builder.cli.build import budget_of
+    from builder.cli.build import sizes_of
     from builder.lint import known as known_rules
     from builder.lint.formats import formats
     from builder.lint.settings import SettingsError, budget
@@ -94,7 +94,7 @@ def lint(given: Given, around: Surroundings) -> int:
     meant = _meant(given, around)
     try:
         settings = _settings(given, meant.folder, known, around)
-        limits = budget(settings, budget_of(given))
+        limits = budget(settings, sizes_of(given))
     except SettingsError as error:
         raise UsageError(error.message, hint=error.hint) from None
     if meant.image:
