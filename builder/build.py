@@ -88,7 +88,7 @@ def build(
         if request.squash:
             image = _squashed(image, store, exact=made.epoch is not None)
         if request.lint.layers or request.lint.budget:
-            findings = (*findings, *_inspect(image, engine, made, request, store, report, examined))
+            findings = (*findings, *_inspect(image, engine, made, work, request, store, report, examined))
         references = _references(request)
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
@@ -110,6 +110,7 @@ def _inspect(
     image: ImageResult,
     engine: Engine,
     made: Plan,
+    done: Work,
     request: BuildRequest,
     store: Store,
     report: Reporter,
@@ -117,7 +118,7 @@ def _inspect(
 ) -> list[Finding]:
     """Look at the layers of what was built, and return what is new. BuildError when a finding is to be an error."""
     from builder import lint
-    from builder.inspection import subject_of
+    from builder.inspection import subject_of, unused_context
     from builder.lint import layers
     from builder.lint.efficiency import efficiency
     from builder.lint.settings import Settings, judge
@@ -125,7 +126,8 @@ def _inspect(
     use = request.lint
     # A squashed layer is no one instruction's.
     work = None if request.squash else engine.trail(made.target)
-    subject = subject_of(image, store, work=work, budget=use.budget)
+    unused = unused_context(done.stages, done.contexts, made.dockerfile.source) if use.layers else ()
+    subject = subject_of(image, store, work=work, budget=use.budget, unused=unused)
     rules = layers.RULES if use.layers else [rule for rule in layers.RULES if rule.demanded]
     demanded = {rule.name for rule in rules if rule.demanded}
     before = examined.findings

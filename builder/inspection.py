@@ -5,6 +5,7 @@ Reads listings and traits, no blobs, but for layers that nobody has looked into 
 
 from __future__ import annotations
 
+import posixpath
 from typing import TYPE_CHECKING
 
 from builder.assembly import layer_history
@@ -12,19 +13,23 @@ from builder.bases import BaseImage
 from builder.errors import BuildError
 from builder.handlers.owners import known_ids, lookup
 from builder.lint.layers import ImageLayer, ImageSubject, Maker, lives
-from builder.model import Budget, ImageResult
+from builder.model import Budget, FileStep, ImageResult, Origin, PathSource, RunStep
+from cache.entries import Kind
 from cache.errors import CorruptError, NotFoundError, StoreError
 from cache.layers import listed_traits, listing
 from cache.tree import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from builder.assembly import Made
+    from builder.context import Contexts
+    from builder.engine import StageWork
     from cache.entries import Entry
     from cache.oci import History, ImageConfig, Layer
     from cache.store import Image, Store
     from cache.traits import Traits
+    from grammar.source import Source
 
 
 def subject_of(
@@ -34,12 +39,14 @@ def subject_of(
     work: Sequence[Made] | None = None,
     base: str = "",
     budget: Budget = Budget(),  # noqa: B008 - frozen
+    unused: tuple[tuple[str, int], ...] = (),
 ) -> ImageSubject:
     """An image of the store as rules see it.
 
     work: how the build that just made it did so, from the base on (`Engine.trail`), which gives places in the build
-    file. base: the name of an image of the store that it stands on. Without either, the base is the largest image of
-    the store that it begins with; else its first layer, where its history says that it is a root file system.
+    file. unused: see `unused_context`. base: the name of an image of the store that it stands on. Without either, the
+    base is the largest image of the store that it begins with; else its first layer, where its history says that it is
+    a root file system.
 
     A layer that is not there, or not what it should be, is looked at as an empty one that says so. Raises StoreError
     when `base` is not what the image begins with.
@@ -87,6 +94,7 @@ def subject_of(
         user,
         problem,
         known_ids(files),
+        unused,
         budget,
     )
 
@@ -103,6 +111,50 @@ def _maker(step: Made) -> Maker:
         lowered.title, lowered.created_by, lowered.instruction, lowered.instruction.span, lowered.source, lowered.step
     )
 
+
+def unused_context(stages: Iterable[StageWork], contexts: Contexts, source: Source) -> tuple[tuple[str, int], ...]:
+    """What stands at the top of the main context, is not ignored, and goes into no step: names and bytes.
+
+    source: the build file; what it names anywhere counts as used, be it by a stage that is not built. Nothing for a
+    context of more than 50,000 files, where looking would take longer than it is worth.
+    """
+    text, own = source.text, posixpath.basename(source.name)
+    from fnmatch import fnmatchcase
+
+    heads: list[str] = []
+    for stage in stages:
+        for lowered in stage.lowered:
+            match lowered.step:
+                case FileStep(origin=Origin(context=""), sources=sources):
+                    heads += [source.pattern for source in sources if isinstance(source, PathSource)]
+                case RunStep(mounts=mounts):
+                    origins = [(getattr(mount, "origin", None), getattr(mount, "source", "")) for mount in mounts]
+                    heads += [source for origin, source in origins if origin is not None and origin.context == ""]
+    first = {posixpath.normpath("/" + head).split("/")[1] for head in heads}
+    if "" in first or "**" in first:
+        return ()
+    view = contexts.files()
+    found: list[tuple[str, int]] = []
+    left = _WALKED
+    for entry in view.children(b""):
+        name = entry.path.decode("utf-8", "backslashreplace")
+        if name in text or name == own or name.endswith(".dockerignore"):
+            continue
+        if any(fnmatchcase(name, each) for each in first):
+            continue
+        size, waiting = entry.size, [entry.path] if entry.kind is Kind.DIRECTORY else []
+        while waiting:
+            for inner in view.children(waiting.pop()):
+                left -= 1
+                size += inner.size
+                waiting += [inner.path] if inner.kind is Kind.DIRECTORY else []
+            if left < 0:
+                return ()
+        found.append((name, size))
+    return tuple(found)
+
+
+_WALKED = 50_000
 
 # ---------------------------------------------------------------- without a build file
 

@@ -121,8 +121,7 @@ def _traits(head: bytes, kinds: tuple[str, ...], tail: bytes, at: int) -> Traits
 # ---------------------------------------------------------------- keys and tokens
 
 _PACKAGED = (b"usr/share/", b"usr/lib/", b"usr/include/", b"lib/")
-_MODULES = (b"node_modules/", b"site-packages/", b"dist-packages/")
-"""Where packages put their own files: what looks like a key there is a test's or a manual's."""
+"""Where packages put their own files, beside modules: what looks like a key there is a test's or a manual's."""
 
 _WORD = rb"[A-Za-z0-9_-]"
 _PATTERNS = (
@@ -130,7 +129,7 @@ _PATTERNS = (
     # look-behinds hold what stands before that byte.
     (
         re.compile(
-            rb"-(?=[A-Za-z0-9-][A-Za-z0-9_-]{3}[A-Za-z0-9_ -]{12})"
+            rb"-(?=[A-Za-z0-9-][A-Za-z0-9_-]{8})"
             rb"(?:----BEGIN (?P<key>[A-Z ]{0,24})PRIVATE KEY(?: BLOCK)?-----(?:\\n|\r?\n)"
             rb"(?:[A-Za-z-]+: [^\n]{0,200}\n|\r?\n)*[A-Za-z0-9+/=]{40}"
             rb"|(?<=glpat-)(?P<gitlab>" + _WORD + rb"{20})"
@@ -178,10 +177,12 @@ _NAMED = {
 
 def _is_searched(path: bytes, data: bytes) -> bool:
     """Whether a file that begins with `data` is searched: a text, and not one that a package brought."""
-    if b"\0" in data[:_HEAD] or path.startswith(_PACKAGED):
-        return False
-    one, two, three = _MODULES
-    return one not in path and two not in path and three not in path
+    return (
+        data.find(b"\0", 0, _HEAD) < 0
+        and not path.startswith(_PACKAGED)
+        and b"node_modules/" not in path
+        and b"-packages/" not in path  # site-packages, dist-packages
+    )
 
 
 def _kinds(path: bytes, data: bytes) -> tuple[str, ...]:

@@ -86,7 +86,10 @@ def efficiency(subject: ImageSubject) -> Efficiency:
             visible[item.layer] += item.size
         elif item.size:
             last = item.gone[-1]
-            here, there = subject.layers[item.layer].place, subject.layers[last.by].place
+            here, there = (
+                layer.place if layer.own else "the base"
+                for layer in (subject.layers[item.layer], subject.layers[last.by])
+            )
             verb = "deleted" if last.successor is None else "written again"
             _add(tree, item.entry.path, item.size, f"of {here}, {verb} by {there}")
     rows = tuple(

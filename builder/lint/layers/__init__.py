@@ -69,4 +69,4 @@ def examine(
         if settings is None or rule.demanded or settings.allow(rule)
         for finding in rule.check(subject)
     ]
-    return sorted(found, key=lambda finding: (finding.span.line if finding.span else 0, finding.layer or 0))
+    return sorted(found, key=lambda finding: (finding.span.line if finding.span else 1 << 30, finding.layer or 0))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _DEBUG = 1 << 20
 _BYTECODE = 1 << 20
 _TOOLS = 10 << 20
+_UNUSED = 1_000_000
 
 
 def _from_context(layer: ImageLayer) -> bool:
@@ -325,6 +326,24 @@ def broken_links(subject: ImageSubject) -> Iterator[Finding]:
         )
 
 
+def unused_context(subject: ImageSubject) -> Iterator[Finding]:
+    """The context should hold what the build uses.
+
+    Why: pybuild reads only what a step takes, but docker and buildah send all of it, each time, and `COPY . .` would
+    put it into the image. Less than 1 MB is not told.
+    """
+    size = sum(size for _, size in subject.unused)
+    if size < _UNUSED:
+        return
+    worst_first = sorted(subject.unused, key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{name} ({amount(bytes_)})" for name, bytes_ in worst_first[:3])
+    more = f" and {len(worst_first) - 3} more" if len(worst_first) > 3 else ""
+    message = f"{amount(size)} of the context are taken by no instruction: {shown}{more}"
+    hint = "add to .dockerignore: " + " ".join("/" + name for name, _ in worst_first[:10])
+    paths = [name.encode("utf-8", "surrogateescape") for name, _ in worst_first]
+    yield subject.finding("UnusedContext", message, None, hint, severity=Severity.INFO, paths=paths, size=size)
+
+
 RULES = (
     LayerRule("VersionControl", "No data of version control should be in an image.", version_control),
     LayerRule("BuildJunk", "What tools and editors leave in a working copy should not be copied.", build_junk),
@@ -343,5 +362,6 @@ RULES = (
         unstripped_programs,
         Severity.INFO,
     ),
+    LayerRule("UnusedContext", "The context should hold what the build uses.", unused_context, Severity.INFO),
     LayerRule("BrokenLinks", "A link should lead to something.", broken_links, Severity.INFO),
 )

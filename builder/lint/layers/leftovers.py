@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from builder.lint.layers.subject import LayerRule, amount, by_layer, count, worst
-from builder.model import Severity
+from builder.model import FileStep, Severity
 from cache.entries import Kind
 
 if TYPE_CHECKING:
@@ -29,9 +29,14 @@ def _matching(subject: ImageSubject, matches: Callable[[bytes], object]) -> Iter
     return ((subject.layers[number], items) for number, items in found.items())
 
 
-def _ignored(layer: ImageLayer) -> bool:
-    """Whether the files come from a context, where .dockerignore could leave them out."""
-    return layer.maker.keyword in {"COPY", "ADD"}
+def _not_copied(layer: ImageLayer) -> str:
+    """What to do about files that a COPY or ADD brought along; empty for what a RUN made."""
+    if layer.maker.keyword not in {"COPY", "ADD"}:
+        return ""
+    step = layer.maker.step
+    if isinstance(step, FileStep) and step.origin.context is None:
+        return "remove them where they come from, or copy only what is needed"
+    return "leave them out by .dockerignore, or copy only what is needed"
 
 
 # ---------------------------------------------------------------- temporary files
@@ -85,14 +90,12 @@ def temporary_files(subject: ImageSubject) -> Iterator[Finding]:
         what += [count(len(folders), "temporary folder")] if folders else []
         examples = worst(files) if files else "/" + folders[0].decode("utf-8", "backslashreplace")
         message = f"{' and '.join(what)} left behind, {amount(size)}: {examples}"
-        if _ignored(layer):
-            hint = "leave them out by .dockerignore, or copy only what is needed"
-        elif any(_PLACES.match(item.path) for item in files) or folders:
+        hint = _not_copied(layer)
+        if not hint and (any(_PLACES.match(item.path) for item in files) or folders):
             only = {item.path.partition(b"tmp/")[0] for item in files} == {b"var/"}
             target = "var/tmp" if only else "tmp"
             hint = f"remove them in the same RUN, or give it RUN --mount=type=tmpfs,target=/{target}"
-        else:
-            hint = "remove them in the same RUN"
+        hint = hint or "remove them in the same RUN"
         yield subject.finding("TemporaryFiles", message, layer, hint, files=files, paths=folders, size=size)
 
 
@@ -231,8 +234,7 @@ def language_cache(subject: ImageSubject) -> Iterator[Finding]:
                 f"the cache of {name} left behind, {amount(size)} in {count(len(files), 'file')}: {worst(files, 1)}"
             )
             hint = f"RUN --mount=type=cache,target={target}" + (f", or {remedy}" if remedy else "")
-            if _ignored(layer):
-                hint = "leave it out by .dockerignore, or copy only what is needed"
+            hint = _not_copied(layer) or hint
             yield subject.finding("LanguageCache", message, layer, hint, files=files)
 
 

@@ -81,7 +81,7 @@ _NAMES = re.compile(
     re.IGNORECASE,
 )
 _HARMLESS = re.compile(
-    r"(?:^|[_.-])(?:public|file|path|dir|version|url|name|id|type|length|size|ttl)(?:$|[_.-])", re.IGNORECASE
+    r"(?:^|[_.-])(?:public|file|path|dir|version|url|name|id|type|length|size|ttl|gpg|pgp)(?:$|[_.-])", re.IGNORECASE
 )
 _PLACEHOLDER = re.compile(r"^(?:\*+|x+|none|null|true|false|changeme|\$.*|<.*>|/.*|[0-9]{1,5})$", re.IGNORECASE)
 _ARGUMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(\S+)")

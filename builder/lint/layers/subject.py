@@ -111,7 +111,8 @@ class ImageSubject(Struct, frozen=True):
 
     idle: the instructions that could have made a layer and changed nothing. makers: all instructions but the base's,
     in order, those for the config among them. user: whom the image runs as; user_problem: why that is not known. ids:
-    the users and the groups that the image has names for; None where it has no such files. budget: what is allowed.
+    the users and the groups that the image has names for; None where it has no such files. unused: names at the top of
+    the context that no step takes, with their bytes. budget: what is allowed.
     """
 
     config: ImageConfig
@@ -123,6 +124,7 @@ class ImageSubject(Struct, frozen=True):
     user: User | None = None
     user_problem: str = ""
     ids: tuple[frozenset[int], frozenset[int]] | None = None
+    unused: tuple[tuple[str, int], ...] = ()
     budget: Budget = Budget()
 
     def own(self) -> Iterator[Shipped]:

@@ -69,7 +69,7 @@ def deleted_later(subject: ImageSubject) -> Iterator[Finding]:
 
 def _merge(brought: ImageLayer, took: ImageLayer) -> str:
     if brought.maker.keyword == "RUN" == took.maker.keyword:
-        return f"join {took.place} and {brought.place} to one RUN, or copy what is wanted out of another stage"
+        return f"join {brought.place} and {took.place} to one RUN, or copy what is wanted out of another stage"
     if brought.maker.keyword == "ADD" and took.maker.keyword == "RUN":
         return "RUN --mount=type=bind reads it without shipping it"
     if brought.maker.keyword == "COPY" and took.maker.keyword == "RUN":

@@ -170,7 +170,7 @@ def test_budgets_count_to_the_byte(bench: Bench) -> None:
     files = {"a": b"x" * 700_001, "b": b"y" * 300_000, "c": b"z" * 10}
     bench.build(text, files, "--max-size=1000011", "--max-layer=700001", "--max-waste=700001")
     done = bench.build(text, files, "--max-size=1000010", "--max-layer=700000", "--max-waste=700000", code=1)
-    assert brief(warnings(done)) == [("ImageOverBudget", 0, 1), ("WasteOverBudget", 0, 1), ("LayerOverBudget", 2, 1)]
+    assert brief(warnings(done)) == [("LayerOverBudget", 2, 1), ("ImageOverBudget", 0, 1), ("WasteOverBudget", 0, 1)]
     assert {event["severity"] for event in warnings(done)} == {"error"}
 
 
@@ -273,3 +273,56 @@ def test_secrets_that_are_mounted_are_in_no_layer(bench: Bench) -> None:
 def test_a_squashed_image_has_one_layer_of_nobodys(bench: Bench) -> None:
     text = "FROM base\nRUN printf 12345 > /tmp/five\nRUN printf 1 > /x\nRUN rm /x\n"
     assert brief(found(bench, text, "--squash")) == [("TemporaryFiles", 0, 5)]
+
+
+# ---------------------------------------------------------------- comments
+
+
+def test_a_comment_silences_a_rule_for_its_instruction(bench: Bench) -> None:
+    text = "FROM base\n# pybuild: ignore=TemporaryFiles wanted\nRUN printf 1 > /tmp/x\nRUN printf 22 > /tmp/y\n"
+    assert brief(found(bench, text)) == [("TemporaryFiles", 4, 2)]
+
+
+def test_another_linters_name_means_the_same(bench: Bench) -> None:
+    text = "RUN mkdir -p /var/lib/apt/lists && truncate -s 70000 /var/lib/apt/lists/x\n"
+    assert brief(found(bench, "FROM base\n" + text)) == [("AptLeftovers", 2, 70000)]
+    assert found(bench, "FROM base\n# hadolint ignore=DL3009\n" + text) == []
+
+
+def test_a_comment_that_silences_nothing_is_told(bench: Bench) -> None:
+    done = bench.build("FROM base\n# pybuild: ignore=TemporaryFiles\nRUN printf 1 > /x\n", None, "--lint")
+    told = [event for event in done.events if event["event"] == "warning"]
+    assert [(event["rule"], event["severity"], event["line"]) for event in told] == [("UnusedSuppression", "info", 2)]
+
+
+# ---------------------------------------------------------------- the context
+
+
+@pytest.mark.parametrize(
+    ("copies", "ignore", "expected"),
+    [
+        ("COPY src /src", "", 1_000_007),
+        ("COPY src /src", "docs\n", 0),
+        ("COPY . /", "", 0),
+        ("COPY src do* /src/", "", 0),
+        ("COPY src /src\nRUN --mount=type=bind,source=docs,target=/mnt touch /x", "", 0),
+        ("COPY src /src\nFROM scratch AS docs\nCOPY docs /\nFROM base\nCOPY src /src", "", 0),
+    ],
+)
+def test_what_of_the_context_nobody_takes(bench: Bench, copies: str, ignore: str, expected: int) -> None:
+    files = {"src/a": "1", "docs/a": b"x" * 1_000_000, "docs/deep/b": "1234567", ".dockerignore": ignore}
+    events = [
+        event for event in found(bench, f"FROM base\n{copies}\n", files=files) if event["rule"] == "UnusedContext"
+    ]
+    assert [event["size"] for event in events] == ([expected] if expected else [])
+    assert all(event["paths"][0] == "docs" and "/docs" in event["hint"] for event in events)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [("COPY a /tmp/", ".dockerignore"), ("COPY --from=first /tmp/a /tmp/", "where they come from")],
+)
+def test_what_to_do_about_files_that_were_copied(bench: Bench, line: str, hint: str) -> None:
+    (event,) = found(bench, f"FROM scratch AS first\nCOPY a /tmp/\nFROM scratch\n{line}\n", files={"a": "1"})
+    assert (event["rule"], event["line"]) == ("TemporaryFiles", 4)
+    assert hint in event["hint"]
