@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from builder.cli.budget import budget_of, keep_budget
 from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError, fields, pairs
 from builder.cli.opened import INSECURE, choose_isolation, open_registries, open_store, pull_policy
 from builder.model import BuildRequest, CacheUse, OutputSpec, RunOptions, SecretSource, SshSource
