@@ -344,6 +344,12 @@ class Engine:
         )
         return ImageResult(image.id, stage.config, stage.layers, image.manifest, stage.inherited)
 
+    def trail(self, index: int) -> tuple[Made, ...]:
+        """All that was carried out on the way from the base image to the end of a stage, through the stages below."""
+        stage = self._stages[index]
+        below = stage.work.plan.base.stage
+        return (*(() if below is None else self.trail(below)), *stage.made)
+
     def _notes(self, stage: StageRun) -> tuple[tuple[str, str], ...]:
         """The annotations of the image's manifest."""
         if not self._inline:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from builder.cli.budget import budget_of, keep_budget
 from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError, fields, pairs
 from builder.cli.opened import INSECURE, choose_isolation, open_registries, open_store, pull_policy
-from builder.model import BuildRequest, CacheUse, OutputSpec, RunOptions, SecretSource, SshSource
+from builder.model import Budget, BuildRequest, CacheUse, LintUse, OutputSpec, RunOptions, SecretSource, SshSource
 from builder.terminal import STYLES, progress
 
 if TYPE_CHECKING:
@@ -112,6 +112,15 @@ BUILD = Command(
             value="TIER",
         ),
         Flag("require-isolation", "refuse what isolates less than: namespaces, chroot, proot", value="LEAST"),
+        Flag(
+            "lint",
+            "look into the layers, too; with =error, a warning fails the build, and no name moves",
+            value="error",
+            bare=True,
+        ),
+        Flag("max-size", "fail when the files of all layers take more: 200m, 1g", value="SIZE"),
+        Flag("max-layer", "fail when those of a layer that is not the base's do", value="SIZE"),
+        Flag("max-waste", "fail when more is shipped and not seen, in bytes or in percent: 10m, 5%", value="SIZE"),
         Flag("dry-run", "print the plan and what each instruction comes to; run and write nothing"),
         Flag("call", "tell instead of building: check, outline, targets; with ,format=json as JSON", value="METHOD"),
         Flag("check", "the same as --call=check: look for mistakes, build nothing"),
@@ -157,6 +166,10 @@ def build(given: Given, around: Surroundings) -> int:
     if not given.has("pull"):
         request = replace(request, pull=pull_policy(around.environ))
     style = style_of(given, around.environ)
+    if request.lint.layers:
+        from builder.cli.looking import lint_use
+
+        request = replace(request, lint=lint_use(request, around))
     if given.on("dry-run"):
         return _dry_run(request, given, around)
     if given.has("call") or given.on("check"):
@@ -219,7 +232,7 @@ def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
         registries = functools.cache(lambda: open_registries(given, around.environ))
         remote = remote_of(request, store, registries, lambda _: None)
         plan, work = prepare(request, store, contexts, remote)
-        examined = examine(plan, work.stages, contexts)
+        examined = examine(plan, work.stages, contexts, request.lint.settings)
     around.say(outline(plan, work.stages).rstrip("\n"))
     for finding in examined.all:
         print(render_finding(finding, colour=around.colour(around.stderr)), end="", file=around.stderr)
@@ -279,11 +292,46 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         ),
         ignore_file=given.one("ignorefile"),
         cache=_cache_use(given),
+        lint=_lint_use(given),
         cache_from=_places(given, "cache-from"),
         cache_to=_places(given, "cache-to"),
         pull=_pull_flag(given),
         squash=given.on("squash"),
     )
+
+
+def _lint_use(given: Given) -> LintUse:
+    """What --lint and the --max flags ask for."""
+    asked = given.one("lint")
+    if given.has("lint") and asked not in {"", "true", "false", "error"}:
+        raise UsageError(f"--lint={asked}: it takes nothing, or error", hint=_meant(asked, ("error",)))
+    return LintUse(given.has("lint") and asked != "false", asked == "error", sizes_of(given))
+
+
+def sizes_of(given: Given) -> Budget:
+    """What --max-size, --max-layer and --max-waste allow."""
+    waste = given.one("max-waste")
+    percent: float | None = None
+    if waste.endswith("%"):
+        try:
+            percent = float(waste[:-1])
+        except ValueError:
+            percent = -1.0
+        if not 0 <= percent <= 100:
+            raise UsageError(f"--max-waste {waste!r} is no share", hint="--max-waste 5%, or 10m")
+    return Budget(
+        max_size=bytes_of(given, "max-size"),
+        max_layer=bytes_of(given, "max-layer"),
+        max_waste=None if percent is not None else bytes_of(given, "max-waste"),
+        waste_percent=percent,
+    )
+
+
+def bytes_of(given: Given, flag: str) -> int | None:
+    """The bytes of a flag that may be 0; None when it was not given."""
+    if not given.has(flag):
+        return None
+    return 0 if given.one(flag) == "0" else size(given.one(flag), flag)
 
 
 def _places(given: Given, flag: str) -> tuple[CachePlace, ...]:
