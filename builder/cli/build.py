@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from builder.cli.budget import budget_of, keep_budget
+from builder.cli.budget import AUTO, keep_budget
 from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError, fields, pairs
 from builder.cli.opened import INSECURE, choose_isolation, open_registries, open_store, pull_policy
 from builder.model import Budget, BuildRequest, CacheUse, LintUse, OutputSpec, RunOptions, SecretSource, SshSource
@@ -519,6 +519,14 @@ def size(text: str, flag: str) -> int:
     if value <= 0:
         raise UsageError(f"--{flag} {text!r} is not a size", hint="64m, 1g, 1048576")
     return value
+
+
+def budget_of(given: Given, environ: Mapping[str, str]) -> int | None:
+    """How many bytes the cache may take: None for any number, AUTO for what the disk's size makes of it."""
+    text = given.one("cache-budget") or environ.get("PYBUILD_CACHE_BUDGET") or "auto"
+    if text in {"auto", "none"}:
+        return AUTO if text == "auto" else None
+    return size(text, "cache-budget")
 
 
 def ulimit(text: str) -> tuple[str, int, int]:
