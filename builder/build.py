@@ -74,7 +74,7 @@ def build(
     with (
         store.lease(),
         open_request(request, store, stdin) as contexts,
-        _caches(request, store, report, registries) as remotes,
+        _caches(request, store, report, registries, stop) as remotes,
     ):
         made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
         examined = examine(made, work.stages, contexts, request.lint.settings)
@@ -164,7 +164,11 @@ def _inspect(
 
 @contextmanager
 def _caches(
-    request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    registries: Callable[[], Registries] | None,
+    stop: threading.Event,
 ) -> Iterator[Remotes | None]:
     """The caches that the request names; None where it names none."""
     if not request.cache_from and not request.cache_to:
@@ -172,7 +176,7 @@ def _caches(
         return
     from builder.sharing import open_caches
 
-    with open_caches(request, store, report, registries) as remotes:
+    with open_caches(request, store, report, registries, stop.is_set) as remotes:
         try:
             yield remotes
         except CancelledError:
@@ -232,7 +236,11 @@ def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: thr
     report(ExportStarted(what))
     started = time.monotonic()
     remotes.save(stop.is_set)
-    remotes.finish()
+    if not remotes.finish():
+        raise CancelledError("the build was stopped")
+    from builder.sharing import trim
+
+    trim(request)
     report(ExportFinished(what, time.monotonic() - started, remotes.traffic.sent))
 
 
