@@ -83,16 +83,22 @@ def build(
             report(Warned(finding))
         examined.enforce()
         report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
-        engine = _carried_out(work, request, store, isolation, report, stop, remotes)
-        image = engine.image(made.target, intermediate=request.squash)
-        if request.squash:
-            image = _squashed(image, store, exact=made.epoch is not None)
-        if request.lint.layers or request.lint.budget:
-            findings = (*findings, *_inspect(image, engine, made, work, request, store, report, examined))
         references = _references(request)
         names = tuple(reference.full for reference in references)
-        for spec in request.outputs:
-            _export(image, spec, names, store, report, registries, stop)
+
+        def put_out(engine: Engine) -> tuple[ImageResult, list[Finding]]:
+            image = engine.image(made.target, intermediate=request.squash)
+            if request.squash:
+                image = _squashed(image, store, exact=made.epoch is not None)
+            found: list[Finding] = []
+            if request.lint.layers or request.lint.budget:
+                found = _inspect(image, engine, made, work, request, store, report, examined)
+            for spec in request.outputs:
+                _export(image, spec, names, store, report, registries, stop)
+            return image, found
+
+        engine, image, found = _carried_out(work, request, store, isolation, report, stop, remotes, put_out)
+        findings = (*findings, *found)
         if engine.is_whole(made.target):
             for reference in references:
                 store.tag(reference, image.id)
@@ -188,7 +194,7 @@ def _is_kept(request: BuildRequest) -> bool:
     """Whether all bytes of the image are wanted here."""
     elsewhere = {"cacheonly", "registry"}
     if request.lint.layers or request.lint.budget:
-        return True
+        return True  # to be looked into
     if request.squash or not request.outputs or any(spec.type not in elsewhere for spec in request.outputs):
         return True
     # A name is for the store, unless it says where to push to.
@@ -203,8 +209,9 @@ def _carried_out(
     report: Reporter,
     stop: threading.Event,
     remotes: Remotes | None,
-) -> Engine:
-    """The build, carried out, with the bytes of the target's layers in the store where they are wanted.
+    put_out: Callable[[Engine], tuple[ImageResult, list[Finding]]],
+) -> tuple[Engine, ImageResult, list[Finding]]:
+    """The build, carried out and put out, with the bytes of the target's layers in the store where they are wanted.
 
     A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
     until then is in the cache.
@@ -220,14 +227,13 @@ def _carried_out(
             engine.run()
             if remotes is not None and _is_kept(request):
                 remotes.complete(engine.layers(work.target))
+            return engine, *put_out(engine)
         except CancelledError:
             raise
         except Exception:
             if remotes is None or remotes.lost == lost:
                 raise
             stop.clear()
-        else:
-            return engine
 
 
 def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: threading.Event) -> None:
