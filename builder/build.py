@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 import grammar
 from builder import bases, handlers
-from builder.context import is_image, open_contexts
+from builder.context import is_image, open_contexts, settled
 from builder.engine import Engine, StageWork, Work
 from builder.epoch import plan_of
 from builder.errors import BuildError, DamagedError, gathered, raise_all
@@ -186,6 +186,8 @@ def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Pl
     Raises BuildError, or BuildErrors: mistakes of one kind do not hide those of another.
     """
     made = plan_of(request, parsed(contexts.source, store), contexts)
+    if request.reproducible and made.epoch is not None:
+        contexts.alter(settled(made.epoch))
     named = dict(request.build_contexts)
     errors: list[BuildError] = []
     made, found = _with_bases(made, named, store, contexts, errors)

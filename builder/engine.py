@@ -407,6 +407,9 @@ class Engine:
         chain = chain_ids(tuple(layer.diff_id for layer in stage.layers))
         parent = ("parent", chain[-1] if chain else "scratch")
         parts: list[Part] = [("platform", str(lowered.state.platform))]
+        if self._work.epoch is not None:
+            # It decides about times and, by them, about bytes.
+            parts.append(("epoch", str(self._work.epoch)))
         hidden: list[bytes] = []
         match lowered.step:
             case RunStep() as step:
@@ -480,13 +483,14 @@ class Engine:
         return Record(identity, written.layer, written.size, written.files, now, seconds)
 
     def _copy(self, stage: StageRun, step: FileStep) -> Written | None:
-
+        from cache.compression import Compression
         from cache.layers import write_changes
         from cache.tree import Tree
 
         parent = Tree(self._store, () if step.link else stage.layers)
         entries = file_steps.perform(step, self._view(step.origin), parent, self._fetcher(step), epoch=self._work.epoch)
-        return write_changes(entries, self._store, epoch=self._work.epoch)
+        epoch = self._work.epoch
+        return write_changes(entries, self._store, Compression("gzip", exact=epoch is not None), epoch)
 
     # ------------------------------------------------------------ places
 

@@ -98,7 +98,8 @@ class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
     context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
-    squash: one layer of all that the build adds to its base.
+    squash: one layer of all that the build adds to its base. reproducible: what is made depends on nothing of this
+    machine, this user and this moment, as far as it is the builder's.
     """
 
     context: str = "."
@@ -118,6 +119,7 @@ class BuildRequest(Struct, frozen=True):
     ignore_file: str = ""
     cache: CacheUse = CacheUse()
     squash: bool = False
+    reproducible: bool = False
 
 
 # ---------------------------------------------------------------- planned
@@ -170,7 +172,8 @@ class Scope(Struct, frozen=True):
     how messages call each stage, by index. contexts: named contexts, by familiar image name, as the user wrote them.
     build_args: `--build-arg`. global_args: the ARGs before the first FROM and the predefined ones, with their values.
     platform: what is asked of the stage. forced_platform: what the image has to bear, whatever its base was made for;
-    set for the target when the user asked for a platform. allow: entitlements granted, such as network.host.
+    set for the target when the user asked for a platform. allow: entitlements granted, such as network.host. epoch: a
+    SOURCE_DATE_EPOCH that every RUN sees, declared or not.
     """
 
     source: Source
@@ -184,6 +187,7 @@ class Scope(Struct, frozen=True):
     forced_platform: Platform | None = None
     allow: frozenset[str] = frozenset()
     escape: str = "\\"
+    epoch: int | None = None
 
     def of(self, source: Source) -> Scope:
         """The same scope for instructions of another text: a trigger that a base image carries."""

@@ -17,6 +17,7 @@ from builder.errors import RunError
 from builder.handlers import files as file_steps
 from builder.handlers.process import Surroundings, describe
 from builder.model import FileStep, Origin, PathSource
+from cache.compression import Compression
 from cache.entries import Kind
 from cache.layers import apply, write_changes
 from cache.tree import Tree
@@ -93,8 +94,10 @@ class Runner:
                     status,
                     notes=tail.lines(),
                 )
-            written = write_changes(working.changes(), self._store, epoch=self._epoch)
-            if written is not None:
+            compression = Compression("gzip", exact=self._epoch is not None)
+            written = write_changes(working.changes(), self._store, compression, self._epoch)
+            # The root has other times than the layer says, and the next RUN is not to see them.
+            if written is not None and self._epoch is None:
                 working.commit(written)
             return written
 
@@ -122,6 +125,7 @@ class Runner:
             if place is None:
                 place = self._scratch() / str(len(self._copies))
                 place.mkdir()
+                place.chmod(0o755)  # mkdir's mode is the umask's
                 self._seed(origin, path, place)
                 self._copies[origin, inside] = place
         single = entry is not None and entry.kind is not Kind.DIRECTORY
@@ -130,7 +134,10 @@ class Runner:
     def _seed(self, origin: Origin, path: str, folder: Path) -> None:
         """Copy what lies below `path` of an origin into a folder of this machine."""
         step = FileStep(origin, (PathSource(path, _NOWHERE),), "/", into=True)
-        apply(file_steps.perform(step, self._view(origin), Tree(self._store, ())), folder, self._snapshots.dialect)
+        entries = file_steps.perform(step, self._view(origin), Tree(self._store, ()), epoch=self._epoch)
+        apply(entries, folder, self._snapshots.dialect)
+        if self._epoch is not None:
+            os.utime(folder, (self._epoch, self._epoch))
 
     def _scratch(self) -> Path:
         if not self._copies:

@@ -54,6 +54,9 @@ BUILD = Command(
         Flag("key-secrets", "do a RUN anew when a secret that it mounts has another value than before"),
         Flag("explain", "below each step that is not in the cache, every part that changed, old and new"),
         Flag("platform", "the platform to build for", value="OS/ARCH"),
+        Flag(
+            "reproducible", "let nothing of this machine, user and moment into the image; SOURCE_DATE_EPOCH is its time"
+        ),
         Flag("squash", "make one layer of all that the build adds to its base; the cache keeps the steps"),
         Flag(
             "output",
@@ -239,6 +242,7 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         ignore_file=given.one("ignorefile"),
         cache=_cache_use(given),
         squash=given.on("squash"),
+        reproducible=given.on("reproducible"),
     )
 
 
