@@ -6,9 +6,11 @@ mean is the business of `builder.bases` and `builder.export`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import posixpath
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from msgspec import Struct
@@ -17,10 +19,13 @@ from cache.errors import CorruptError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 _CHUNK = 1 << 20
 _MAX_LINKS = 20
+_MOST_MEMBERS = 200_000
+_FREE = 1 << 30
+_RATIO = 2000
+"""A compressed archive of more than 1 GiB that is blown up more than so many times is a bomb, no image."""
 
 
 class Named(Protocol):
@@ -54,7 +59,8 @@ class Folder(Struct, frozen=True):
 class Archive:
     """The files of an uncompressed tar file, whose headers are read once.
 
-    Raises CorruptError when the file is no tar, or ends inside of a member.
+    Raises CorruptError when the file is no tar, or ends inside of a member, and for what readers would take in
+    different ways: names that lead out of the archive, two different files of one name, sparse files.
     """
 
     def __init__(self, path: Path, title: str) -> None:
@@ -70,16 +76,33 @@ class Archive:
             with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
                 for member in tar:
                     name = posixpath.normpath(member.name.lstrip("/"))
+                    if name.startswith("../") or name == "..":
+                        raise CorruptError(f"{title} has the member {_show(member.name)}, which leads out of it")
+                    if len(self._places) + len(self._links) > _MOST_MEMBERS:
+                        raise CorruptError(f"{title} has more than {_MOST_MEMBERS} members: that is no image")
+                    if member.issparse():
+                        raise CorruptError(f"{title} has the sparse member {_show(name)}", "tar --sparse made it")
                     if member.isreg():
                         if member.offset_data + member.size > size:
-                            raise CorruptError(f"{title} ends in the middle of {name}", "copy or make it again")
-                        self._places[name] = (member.offset_data, member.size)
+                            raise CorruptError(f"{title} ends in the middle of {_show(name)}", "copy or make it again")
+                        self._put(name, (member.offset_data, member.size))
                     elif member.issym():
                         self._links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
                     elif member.islnk():
                         self._links[name] = posixpath.normpath(member.linkname.lstrip("/"))
         except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
             raise CorruptError(f"{title} is not a sound tar archive: {error}", "copy or make it again") from None
+
+    def _put(self, name: str, place: tuple[int, int]) -> None:
+        before = self._places.setdefault(name, place)
+        if before == place:
+            return
+        with _Stretch(self._path, *before) as one, _Stretch(self._path, *place) as other:
+            same = before[1] == place[1]
+            while same and (data := one.read(_CHUNK)):
+                same = data == other.read(_CHUNK)
+        if not same:
+            raise CorruptError(f"{self._title} has two different files called {_show(name)}")
 
     @property
     def title(self) -> str:
@@ -96,6 +119,57 @@ class Archive:
                 break
             name = self._links[name]
         raise FileNotFoundError(name)
+
+
+@contextlib.contextmanager
+def opened(source: Path | BinaryIO, title: str, scratch: Path) -> Iterator[Archive]:
+    """The archive in a file or a stream, compressed or not; what can not be read in place is copied into `scratch`.
+
+    Raises CorruptError as `Archive` does, and for one that unpacks to far more than an image can; OSError.
+    """
+    from cache import compression
+
+    with contextlib.ExitStack() as stack:
+        stream = source
+        if isinstance(source, Path):
+            stream = stack.enter_context(source.open("rb"))
+            if not compression.compressed(stream):
+                yield Archive(source, title)
+                return
+        import tempfile
+
+        counted = _Counted(cast("BinaryIO", stream))
+        plain = stack.enter_context(compression.decompressed(cast("BinaryIO", counted)))
+        copy = stack.enter_context(tempfile.NamedTemporaryFile(dir=scratch))
+        size = 0
+        while chunk := plain.read(_CHUNK):
+            size += len(chunk)
+            if size > _FREE and size > _RATIO * counted.count:
+                raise CorruptError(f"{title} unpacks to more than {_RATIO} times its size: that is no image")
+            copy.write(chunk)
+        copy.flush()
+        yield Archive(Path(copy.name), title)
+
+
+class _Counted(io.RawIOBase):
+    """A stream that counts what is read of it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = self._stream.read(-1 if size is None else size)
+        self.count += len(data)
+        return data
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class _Stretch(io.RawIOBase):
@@ -169,3 +243,7 @@ def write_tar(members: Iterator[Member], out: BinaryIO) -> int:
 def _parents(name: str) -> Iterator[str]:
     parts = name.split("/")[:-1]
     yield from ("/".join(parts[: depth + 1]) for depth in range(len(parts)))
+
+
+def _show(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

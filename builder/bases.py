@@ -8,7 +8,6 @@ Nothing here reaches a network.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from builder.archives import Archive, Folder
+from builder.archives import Archive, Folder, opened
 from builder.assembly import rfc3339
 from builder.errors import BuildError, UnsupportedError
 from builder.origins import familiar
@@ -50,7 +49,7 @@ from cache.oci import (
 from cache.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from builder.archives import Named
     from builder.model import StageState
@@ -343,7 +342,7 @@ def _from_archive(where: str, name: str, platform: Platform, store: Store) -> Ba
     wanted = key([("archive", " ".join(map(str, seen))), ("tag", tag), ("platform", str(platform))])
     if (text := index.memo("archive", wanted)) and (image := _recall(text, name, store)):
         return image
-    with _plain_archive(path, store) as files:
+    with opened(path, str(path), store.root / "tmp") as files:
         image = _read_archive(files, tag, name, platform, store)
     index.memoise("archive", wanted, _remember(image))
     return image
@@ -375,24 +374,6 @@ def _recall(text: str, name: str, store: Store) -> BaseImage | None:
     if not all(store.holds(layer.descriptor) for layer in layers):
         return None
     return BaseImage(ImageConfig.from_json(found["config"]), layers, digest(found["digest"]), name)
-
-
-@contextlib.contextmanager
-def _plain_archive(path: Path, store: Store) -> Iterator[Archive]:
-    """The archive as a plain tar file: unpacked into the store's tmp when it is compressed."""
-    from cache import compression
-
-    with path.open("rb") as stream:
-        if not compression.compressed(stream):
-            yield Archive(path, str(path))
-            return
-        import tempfile
-
-        with compression.decompressed(stream) as plain, tempfile.NamedTemporaryFile(dir=store.root / "tmp") as copy:
-            while chunk := plain.read(_CHUNK):
-                copy.write(chunk)
-            copy.flush()
-            yield Archive(Path(copy.name), str(path))
 
 
 def _read_archive(files: Archive, tag: str, name: str, platform: Platform, store: Store) -> BaseImage:

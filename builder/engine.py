@@ -8,7 +8,9 @@ is the language's own meaning.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +23,8 @@ from builder.errors import BuildError, CancelledError
 from builder.events import StepFailed, StepFinished, StepMissed, StepOutput, StepStarted, TierChosen
 from builder.handlers import files as file_steps
 from builder.handlers import run as run_steps
+from builder.handlers.base import DEFAULT_SHELL
+from builder.handlers.expansion import looks_secret
 from builder.model import (
     BindMount,
     CacheUse,
@@ -36,11 +40,12 @@ from builder.model import (
 )
 from cache.claims import Claim
 from cache.errors import StoreError
-from cache.index import Fate, Index, Record, Why, key
+from cache.index import Fate, Index, Place, Record, key
 from cache.oci import canonical, chain_ids, digest_of
+from cache.reasons import Why
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from builder.bases import BaseImage
     from builder.context import Contexts
@@ -120,8 +125,9 @@ class Work(Struct, frozen=True):
 class StageRun(Struct):
     """A stage while it is built. `done` is set when it ended, one way or the other.
 
-    base: the config it stands on. dirty: some step was not in the cache. parent: the last intermediate image.
-    inherited: so many of the layers came with the image that it, or the stage below, stands on.
+    base: the config it stands on. dirty: some step was not in the cache. parent: the last intermediate image. changed:
+    the last step that was not in the cache, of this stage or of those that it stands on. inherited: so many of the
+    layers came with the image that it, or the stage below, stands on.
     """
 
     work: StageWork
@@ -134,6 +140,7 @@ class StageRun(Struct):
     steps: int = 0
     dirty: bool = False
     parent: Digest | None = None
+    changed: str = ""
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -153,6 +160,9 @@ class Engine:
         self._lock = threading.Lock()
         self._made_runner: Runner | None = None
         self._fates: dict[int, Fate] = {}
+        self._titles = frozenset(
+            lowered.title for stage in work.stages for lowered in stage.lowered if lowered.step is not None
+        )
 
     # ------------------------------------------------------------ stages
 
@@ -217,6 +227,7 @@ class Engine:
         if below is not None:
             other = self._stages[below]
             stage.inherited = other.inherited
+            stage.changed = other.changed
             return other.config, other.layers
         if stage.work.base is None:
             return None, ()
@@ -316,7 +327,7 @@ class Engine:
         try:
             parts, hidden = self._parts(stage, lowered)
             identity = key(parts, hidden=hidden)
-            place = f"{self._work.contexts.name} {stage.work.plan.title} {stage.steps}"
+            place = self._place(stage, lowered)
             fresh = self._is_fresh(stage, lowered)
             record, why = (None, Why("no cache")) if fresh else self._lookup(identity, place, parts)
             hit = record is not None
@@ -338,8 +349,10 @@ class Engine:
                     hit = record is not None
                     if record is None:
                         record = self._perform(stage, lowered, number, identity, started)
-                        self._index.record(record, parts, place)
+                        self._index.record(record, parts, place())
                         stage.dirty = True
+                        if record.layer is not None:
+                            stage.changed = f"[{stage.work.plan.title} {stage.steps + 1}/{stage.work.total}]"
                 if hit:
                     self._fates[number] = replace(self._fates[number], cached=True, reason="", changes=())
             stage.cached += hit
@@ -366,11 +379,20 @@ class Engine:
         own = lowered.source is None or lowered.source.name == self._work.contexts.source.name
         return bool(line) and own and lowered.instruction.span.line >= line
 
-    def _lookup(self, identity: str, place: str, parts: list[Part]) -> tuple[Record | None, Why]:
+    def _place(self, stage: StageRun, lowered: Lowered) -> Callable[[], Place]:
+        """What makes, once it is wanted, what is known of a step beside its key."""
+
+        @functools.cache
+        def make() -> Place:
+            return place_of(stage, lowered, self._work, self._titles)
+
+        return make
+
+    def _lookup(self, identity: str, place: Callable[[], Place], parts: list[Part]) -> tuple[Record | None, Why]:
         """The record of a step, or why there is none that may be used."""
         record = self._index.lookup(identity)
         if record is None:
-            return None, self._index.why(place, parts, identity)
+            return None, self._index.why(place(), parts, identity)
         oldest = self._work.cache.oldest
         if oldest is not None and (age := self._index.age(identity)) > oldest:
             return None, Why(f"made {_span(age)} ago, more than {_span(oldest)}")
@@ -535,6 +557,48 @@ class Engine:
                     self._work.epoch,
                 )
             return self._made_runner
+
+
+def place_of(stage: StageRun, lowered: Lowered, work: Work, titles: frozenset[str]) -> Place:
+    """What is known of a step beside its key, in the words of the build file and without secrets."""
+    before = stage.made[-1].lowered.state if stage.made else stage.work.first
+    step = lowered.step
+    notes: list[Part] = []
+    names = []
+    if isinstance(step, RunStep):
+        declared = {name for name, _ in before.args}
+        for line in step.env:
+            name = line.partition("=")[0]
+            names.append((f"env {name}", f"{'ARG' if name in declared else 'ENV'} {name}"))
+        if step.argv[:-1] == (before.config.shell or DEFAULT_SHELL):
+            names.append((f"argv {len(step.argv) - 1}", "command"))
+    else:
+        values = dict(before.environment)
+        declared = {name for name, _ in before.args}
+        notes += [
+            (f"{'ARG' if name in declared else 'ENV'} {name}", values[name])
+            for name in dict.fromkeys(_VARIABLE.findall(lowered.title))
+            if name in values and not looks_secret(name)
+        ]
+    base = stage.work.base
+    if base is not None:
+        chain = chain_ids(tuple(layer.diff_id for layer in base.layers))
+        notes += [("base", f"{base.name}@{base.digest}"), ("base layers", chain[-1] if chain else "")]
+    above = [made.lowered.title for made in stage.made if made.lowered.step is not None]
+    notes.append(("after", above[-1] if above else "the base"))
+    return Place(
+        work.contexts.name,
+        stage.work.plan.title,
+        stage.steps,
+        lowered.title,
+        tuple(notes),
+        titles,
+        tuple(names),
+        stage.changed,
+    )
+
+
+_VARIABLE = re.compile(r"\$\{?(\w+)")
 
 
 def _span(seconds: float) -> str:

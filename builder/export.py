@@ -27,7 +27,7 @@ from builder.archives import Member, write_tar
 from builder.errors import BuildError, UnsupportedError
 from builder.events import ExportFinished, ExportStarted, Reporter
 from cache.errors import CorruptError
-from cache.oci import INDEX, REF_NAME, Descriptor, Manifest, canonical, parse_json
+from cache.oci import INDEX, REF_NAME, Descriptor, JSONObject, Manifest, canonical, parse_json
 from cache.reference import Reference
 
 if TYPE_CHECKING:
@@ -211,29 +211,39 @@ def _write(image: ImageResult, kind: str, where: str, names: Sequence[str], stor
     if kind == "tar":
         from builder import flatten
 
-        with _sink(where) as out:
+        with sink(where) as out:
             return flatten.to_tar(image.layers, out, store)
-    members = _members(image, names, store, docker=kind == "docker")
+    members = layout_members([(image.manifest, names)], store, docker=kind == "docker")
     if folder:
-        return _to_folder(members, Path(where))
-    with _sink(where) as out:
+        return to_folder(members, Path(where))
+    with sink(where) as out:
         return write_tar(members, out)
 
 
 # ---------------------------------------------------------------- layouts and their archives
 
 
-def _members(image: ImageResult, names: Sequence[str], store: Store, *, docker: bool) -> Iterator[Member]:
-    """The files of the layout, the small ones that say what the others are first."""
-    manifest = Manifest.from_json(parse_json(store.read_blob(image.manifest), "the image's manifest"))
+def layout_members(
+    images: Sequence[tuple[Descriptor, Sequence[str]]], store: Store, *, docker: bool
+) -> Iterator[Member]:
+    """The files of a layout of images, each a manifest and its full names; those that say what the others are first.
+
+    docker: with `manifest.json` as `docker load` wants it. A blob that several images have is there once. Raises as
+    `Store.open_blob`.
+    """
+    manifests = [Manifest.from_json(parse_json(store.read_blob(each), "the image's manifest")) for each, _ in images]
     yield _made("oci-layout", _LAYOUT)
-    yield _made("index.json", _index(image.manifest, names))
+    yield _made("index.json", _index([entry for manifest, names in images for entry in _entries(manifest, names)]))
     if docker:
-        yield _made("manifest.json", _docker_manifest(manifest, names))
-    blobs = (image.manifest, manifest.config, *manifest.layers)
-    for blob in dict.fromkeys((blob.digest, blob.size) for blob in blobs):
-        digest, size = blob
-        yield Member(_path(digest), size, open=lambda digest=digest: store.open_blob(digest))  # type: ignore[misc]
+        described = zip(manifests, (names for _, names in images), strict=True)
+        yield _made("manifest.json", canonical([_docker_entry(*each) for each in described]))
+    done: set[str] = set()
+    for (described_by, _), manifest in zip(images, manifests, strict=True):
+        for blob in (described_by, manifest.config, *manifest.layers):
+            # A layer that may not be passed on is fetched by whoever runs the image.
+            if blob.digest not in done and not (blob.urls and not store.has(blob.digest)):
+                done.add(blob.digest)
+                yield Member(_path(blob.digest), blob.size, open=lambda blob=blob: store.open_blob(blob))  # type: ignore[misc]
 
 
 def _made(name: str, data: bytes) -> Member:
@@ -244,32 +254,30 @@ def _path(digest: str) -> str:
     return "blobs/" + digest.replace(":", "/")
 
 
-def _index(manifest: Descriptor, names: Sequence[str]) -> bytes:
-    """index.json, in which containerd, docker, skopeo and buildah each find the names where they look for them."""
+def _index(entries: Sequence[JSONObject]) -> bytes:
+    return canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+
+
+def _entries(manifest: Descriptor, names: Sequence[str]) -> Iterator[JSONObject]:
+    """An image's lines of index.json: containerd, docker, skopeo and buildah each look for the names elsewhere."""
     plain = replace(manifest, annotations=())
-    entries = []
     for name in names or ("",):
         document = plain.to_json()
         if name:
             document["annotations"] = {_CONTAINERD_NAME: name, REF_NAME: Reference.parse(name).tag or "latest"}
-        entries.append(document)
-    return canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+        yield document
 
 
-def _docker_manifest(manifest: Manifest, names: Sequence[str]) -> bytes:
-    """manifest.json of `docker save`; https://github.com/moby/docker-image-spec/blob/main/spec.md."""
-    return canonical(
-        [
-            {
-                "Config": _path(manifest.config.digest),
-                "RepoTags": [Reference.parse(name).familiar for name in names] or None,
-                "Layers": [_path(layer.digest) for layer in manifest.layers],
-            }
-        ]
-    )
+def _docker_entry(manifest: Manifest, names: Sequence[str]) -> JSONObject:
+    """A line of `docker save`'s manifest.json; https://github.com/moby/docker-image-spec/blob/main/spec.md."""
+    return {
+        "Config": _path(manifest.config.digest),
+        "RepoTags": [Reference.parse(name).familiar for name in names] or None,
+        "Layers": [_path(layer.digest) for layer in manifest.layers],
+    }
 
 
-def _to_folder(members: Iterator[Member], folder: Path) -> int:
+def to_folder(members: Iterator[Member], folder: Path) -> int:
     """Put the layout into `folder`; one that is there already keeps its other images.
 
     Blobs come first and `index.json` last, each by a rename: a reader never sees a name without its blobs.
@@ -324,7 +332,7 @@ def _name_of(image: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def _sink(where: str) -> Iterator[BinaryIO]:
+def sink(where: str) -> Iterator[BinaryIO]:
     """A stream to a new file that takes its place at the end, or to standard output, a pipe or a device as it is."""
     if where == "-":
         with os.fdopen(os.dup(_STDOUT), "wb") as out:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, BinaryIO
 from msgspec.structs import replace
 
 from builder.errors import BuildError
-from cache.disk import Dialect, remove_tree
+from cache.disk import Dialect
 from cache.entries import Kind
 from cache.layers import apply, pack, unpacked
+from cache.removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

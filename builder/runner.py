@@ -143,7 +143,7 @@ class Runner:
         if not self._copies:
             import tempfile
 
-            from cache.snapshots import remove_tree
+            from cache.removal import remove_tree
 
             place = tempfile.mkdtemp(prefix="mounts-", dir=self._store.root / "tmp")
             self._opened.callback(remove_tree, Path(place))

@@ -86,6 +86,18 @@ _MIGRATIONS = (
     -- The last builds, each a JSON document of how its steps fared: see cache.index.Fate.
     CREATE TABLE builds (number INTEGER PRIMARY KEY, name TEXT NOT NULL, ended REAL NOT NULL, steps TEXT NOT NULL);
     """,
+    """
+    -- build, title: the context's name and what the step says, to find the record of a step that stands elsewhere now.
+    -- notes: JSON as parts, facts beside the key. Only records that keep their parts can explain anything.
+    ALTER TABLE records ADD COLUMN build TEXT NOT NULL DEFAULT '';
+    ALTER TABLE records ADD COLUMN title TEXT NOT NULL DEFAULT '';
+    ALTER TABLE records ADD COLUMN notes TEXT;
+    DROP INDEX records_step;
+    CREATE INDEX records_step ON records (step, number) WHERE parts IS NOT NULL;
+    CREATE INDEX records_title ON records (build, title, number) WHERE parts IS NOT NULL;
+    CREATE INDEX records_words ON records (title, number) WHERE parts IS NOT NULL;
+    CREATE INDEX records_build ON records (build, number) WHERE parts IS NOT NULL;
+    """,
 )
 
 

@@ -27,7 +27,8 @@ from msgspec.structs import replace
 
 from cache.contents import chunks
 from cache.entries import Entry, FileContent, Kind
-from cache.errors import CorruptError, StoreError
+from cache.errors import CorruptError
+from cache.removal import remove_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,9 +49,6 @@ _LATEST = (1 << 62) - 1
 """Seconds. The kernel takes 64 bits of them, and a file system clamps what it has no room for."""
 
 _MAX_LINKS = 40
-
-_DEPTH = 100
-"""Directories below this depth are moved up before they are removed: open files and the stack are limited."""
 
 
 class Dialect(enum.Enum):
@@ -389,9 +387,7 @@ class _Extraction:
             self._leave_to(path.count(b"/"))
         status = os.stat(name, dir_fd=file, follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
-            deep = [name]
-            for each in deep:
-                _remove(file, each, file, deep)
+            remove_in(file, name)
             for known in [each for each in self._directories if each == path or each.startswith(path + b"/")]:
                 del self._directories[known]
             if self._made is not None:
@@ -704,55 +700,3 @@ def open_below(directory: str, path: bytes) -> int:
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=file)
     finally:
         os.close(file)
-
-
-# ---------------------------------------------------------------- removing
-
-
-def remove_tree(path: Path | str) -> None:
-    """Remove a directory and all in it, whatever modes its directories have. Nothing there: nothing to do.
-
-    Symlinks are removed, not followed. Raises StoreError for what can not be removed: another user's files.
-    """
-    parent, name = os.path.split(os.fspath(path))
-    try:
-        folder = os.open(parent or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    deep = [os.fsencode(name)]
-    try:
-        for each in deep:
-            with suppress(FileNotFoundError):
-                _remove(folder, each, folder, deep)
-    except OSError as error:
-        raise StoreError(f"can not remove {path}: {error.strerror}") from error
-    finally:
-        os.close(folder)
-
-
-def _remove(parent: int, name: bytes, top: int, deep: list[bytes], depth: int = 0) -> None:
-    """Remove `name` of `parent`. Directories that lie too deep are moved to `top`, under names that `deep` gets."""
-    try:
-        os.unlink(name, dir_fd=parent)
-        return
-    except (IsADirectoryError, PermissionError):
-        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            raise
-    mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
-    if mode & 0o700 != 0o700:
-        # All three bits are needed to empty it. No one else makes symlinks here, so following is no danger.
-        with suppress(PermissionError):
-            os.chmod(name, 0o700, dir_fd=parent)
-    if depth >= _DEPTH:
-        moved = b".deep-" + os.urandom(8).hex().encode()
-        os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=top)
-        deep.append(moved)
-        return
-    file = os.open(name, _DIRECTORY, dir_fd=parent)
-    try:
-        for inner in os.listdir(file):
-            with suppress(FileNotFoundError):
-                _remove(file, os.fsencode(inner), top, deep, depth + 1)
-    finally:
-        os.close(file)
-    os.rmdir(name, dir_fd=parent)

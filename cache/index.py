@@ -14,8 +14,10 @@ import time
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, convert, structs
+from msgspec.structs import replace
 
 from cache.oci import Descriptor, Digest, Layer
+from cache.reasons import NEVER, NEW, Difference, Why, compared
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,7 +31,12 @@ _SCHEMA = b"pybuild step 1"
 _KEPT = 4
 """Records of one step that keep their parts: as many as there are likely to be branches that take turns."""
 
-_SHORT = 40
+_TITLE = 300
+"""Letters of a step's words that are kept to find its record again when it has moved."""
+_LOOKED_AT = 100
+_ALIKE = 0.6
+"""How much of two steps' words has to be the same for the one to be taken for the other, edited and moved."""
+
 _DAY = 86400
 
 _FOLDED = 5000
@@ -94,105 +101,28 @@ class LastBuild(Struct, frozen=True):
     steps: tuple[Fate, ...]
 
 
-class Difference(Struct, frozen=True):
-    """A part that is not as it was. before, after: its values; None where there is no such part."""
+class Place(Struct, frozen=True):
+    """Where a step stands, and what is known of it beside its key. It finds the record that explains a miss.
 
-    name: str
-    before: str | None
-    after: str | None
+    build: the context's name. stage, number: as progress counts. title: what the step says, as progress shows it.
+    notes: readable facts that tell more than the key's parts: the base's name and digest, the variables that the title
+    names. others: titles of all the build's steps: a record of one of them explains that one, wherever it stood. names:
+    what the user calls parts. cause: the step above this one that was done anew, empty for none.
+    """
 
-    def __str__(self) -> str:
-        kind, blank, rest = self.name.partition(" ")
-        subject = rest if kind == "file" and blank else self.name
-        if self.before is None:
-            return f"{subject} added"
-        if self.after is None:
-            return f"{subject} removed"
-        before, after = self.before.split(" "), self.after.split(" ")
-        if len(before) == len(after):
-            changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
-            if len(changed) == 1 and all(len(word) <= _SHORT for word in changed[0]):
-                return f"{subject}: {changed[0][0] or 'nothing'} → {changed[0][1] or 'nothing'}"
-        if len(self.before) <= _SHORT and len(self.after) <= _SHORT:
-            return f"{subject}: {self.before or 'nothing'} → {self.after or 'nothing'}"
-        return f"{subject} changed"
+    build: str
+    stage: str
+    number: int
+    title: str
+    notes: tuple[Part, ...] = ()
+    others: frozenset[str] = frozenset()
+    names: tuple[Part, ...] = ()
+    cause: str = ""
 
     @property
-    def detail(self) -> str:
-        """The same in full: which part, what it was, what it is."""
-        kind, blank, _ = self.name.partition(" ")
-        if not blank or kind not in _FILE_KINDS:
-            if self.before is None:
-                return f"{self.name} added: {_shortened(self.after or '')}"
-            if self.after is None:
-                return f"{self.name} removed: {_shortened(self.before)}"
-            before, after = _apart(self.before, self.after)
-            return f"{self.name}: {before or 'nothing'} → {after or 'nothing'}"
-        if self.before is None:
-            return f"{self.name} added ({_words(self.after or '')})"
-        if self.after is None:
-            return f"{self.name} removed ({_words(self.before)})"
-        old, new = self.before.split(" "), self.after.split(" ")
-        if len(old) != len(new) or "\n" in self.before + self.after:
-            return f"{self.name}: {_words(self.before)} → {_words(self.after)}"
-        changed = [
-            f"{_meaning(after)} {_shortened(before)} → {_shortened(after)}".lstrip()
-            for before, after in zip(old, new, strict=True)
-            if before != after
-        ]
-        return f"{self.name}: {', '.join(changed)}"
-
-
-class Why(Struct, frozen=True):
-    """Why a step was not in the cache: in few words (empty when it was never seen), and all that differed."""
-
-    reason: str
-    differences: tuple[Difference, ...] = ()
-
-    @property
-    def changes(self) -> tuple[str, ...]:
-        """A line for each difference; one at least that says what is known."""
-        if self.differences:
-            return tuple(each.detail for each in self.differences)
-        return (self.reason or "no earlier build has done this step",)
-
-
-_FILE_KINDS = frozenset({"file", "directory", "symlink", "character", "block", "fifo", "socket"})
-_LONG = 100
-
-
-def _meaning(word: str) -> str:
-    """What a word of a file's part stands for."""
-    if word.startswith("sha256:"):
-        return "content"
-    if word.isdigit():
-        return "mode"
-    name, sign, _ = word.partition("=")
-    return f"xattr {name}" if sign else "owner" if ":" in word else ""
-
-
-def _words(value: str) -> str:
-    return " ".join(_shortened(word) for word in value.split(" "))
-
-
-def _shortened(text: str) -> str:
-    """A digest by its beginning, a long text by both ends, on one line."""
-    if text.startswith("sha256:") and len(text) == 71:
-        return text[:19]
-    text = text.replace("\n", "\\n")
-    return text if len(text) <= _LONG else f"{text[: _LONG // 2]}…{text[-_LONG // 2 :]}"
-
-
-def _apart(before: str, after: str) -> tuple[str, str]:
-    """Two values so cut that what differs is seen: what both begin with is left out but for its end."""
-    if max(len(before), len(after)) <= _LONG:
-        return _shortened(before), _shortened(after)
-    pairs = zip(before, after, strict=False)
-    same = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(before), len(after)))
-    start = max(0, same - _LONG // 4)
-    mark = "…" if start else ""
-    ends = [text[start : start + _LONG] + ("…" if len(text) > start + _LONG else "") for text in (before, after)]
-    return (mark + ends[0]).replace("\n", "\\n"), (mark + ends[1]).replace("\n", "\\n")
+    def step(self) -> str:
+        """The place in one line, the same from build to build."""
+        return _storable(f"{self.build} {self.stage} {self.number}")
 
 
 class Index:
@@ -204,6 +134,7 @@ class Index:
         self._today = int(time.time() / _DAY)
         self._touched: set[str] = set()
         self._touched_memos: set[tuple[str, str]] = set()
+        self._known: dict[str, bool] = {}
         self._lock = threading.Lock()
 
     def lookup(self, key: str) -> Record | None:
@@ -234,10 +165,10 @@ class Index:
         rows = self._database.query("SELECT written FROM records WHERE key = ?", (key,))
         return time.time() - float(rows[0][0]) if rows else 0.0
 
-    def record(self, record: Record, parts: Iterable[Part], step_id: str) -> None:
-        """Keep a record; one of the same key gives way. step_id: the step's place, the same from build to build."""
+    def record(self, record: Record, parts: Iterable[Part], place: Place) -> None:
+        """Keep a record; one of the same key gives way. place: whose it is, for later builds' explanations."""
         kept = json.dumps(list(parts))
-        step = _storable(step_id)
+        step = place.step
         layer: tuple[object, ...] = (None,) * 4
         if record.layer is not None:
             blob = record.layer.descriptor
@@ -245,56 +176,96 @@ class Index:
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO records (key, step, diff_id, digest, blob_size, media_type, size, files, "
-                "created, seconds, parts, written, used) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "created, seconds, parts, written, used, build, title, notes) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(record.key, step, *layer, record.size, record.files, record.created, record.seconds, kept),
                     *(time.time(), self._today),
+                    *(_storable(place.build), _title(place), json.dumps(place.notes)),
                 ),
             )
             connection.execute(
                 "UPDATE records SET parts = NULL WHERE number = "
-                "(SELECT number FROM records WHERE step = ? ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                "(SELECT number FROM records WHERE step = ? AND parts IS NOT NULL ORDER BY number DESC "
+                "LIMIT 1 OFFSET ?)",
                 (step, _KEPT),
             )
 
-    def differences(self, step_id: str, parts: Sequence[Part]) -> list[Difference] | None:
-        """How these parts differ from those of the nearest record of the same step; None when it has no record.
+    def differences(self, place: Place, parts: Sequence[Part]) -> list[Difference] | None:
+        """How these parts differ from those of the nearest record; None when there is none of a step like this one.
 
-        The nearest is the one with the fewest parts that differ, the newest of several. What is new or changed comes in
-        the order of `parts`, then what is gone.
+        The nearest is the one with the fewest parts that differ; of several, one of the same place, the newest. What is
+        new or changed comes in the order of `parts`, then what is gone, the layers below at the end.
         """
-        rows = self._database.query(
-            "SELECT parts FROM records WHERE step = ? ORDER BY number DESC LIMIT ?", (_storable(step_id), _KEPT)
+        return self._nearest(self._candidates(place), place, parts) or self._nearest(
+            self._elsewhere(place), place, parts, len(parts) // 3
         )
-        now = _by_name(parts)
-        nearest: list[Difference] | None = None
-        for (text,) in rows:
-            if text is None:
-                continue
-            before = _by_name((name, value) for name, value in json.loads(text))
-            found = [
-                Difference(name, before.get(name), value) for name, value in now.items() if before.get(name) != value
-            ]
-            found += [Difference(name, value, None) for name, value in before.items() if name not in now]
-            if nearest is None or len(found) < len(nearest):
-                nearest = found
-        return nearest
 
-    def explain(self, step_id: str, parts: Sequence[Part]) -> str:
-        """Why the step is not in the cache, in a few words; empty when it was never seen."""
-        return self.why(step_id, parts).reason
+    def _nearest(
+        self, candidates: Iterable[tuple[int, str]], place: Place, parts: Sequence[Part], most: int | None = None
+    ) -> list[Difference] | None:
+        """The differences from the nearest of these records that has no more than `most` of them."""
+        nearest: tuple[int, bool, list[Difference]] | None = None
+        for number, step in candidates:
+            for text, notes in self._database.query("SELECT parts, notes FROM records WHERE number = ?", (number,)):
+                found = compared([(name, value) for name, value in json.loads(text)], parts)
+                rank = (len(found), step != place.step)
+                if (nearest is None or rank < nearest[:2]) and (most is None or len(found) <= most):
+                    noted = [(name, value) for name, value in json.loads(notes or "[]")]
+                    nearest = (*rank, _told(found, noted, place))
+            if nearest is not None and nearest[0] <= 1:
+                break  # large lists of parts take long to read, and none can be much nearer
+        return None if nearest is None else nearest[2]
 
-    def why(self, step_id: str, parts: Sequence[Part], identity: str = "") -> Why:
+    def _candidates(self, place: Place) -> list[tuple[int, str]]:
+        """The records that may explain a step, by number and step: those of the same place first, the newest first.
+
+        Those of the same words wherever they stood, those of the same place, and where there are none of either, those
+        that say nearly the same.
+        """
+        title, build = _title(place), _storable(place.build)
+        rows = self._database.query(_SAME_TITLE, (build, title, _KEPT))
+        rows += self._database.query(_SAME_STEP, (place.step, _KEPT))
+        others = {_shown(other) for other in place.others} - {title}
+        # A record of a step that is still there explains that one; of another kind, none of the parts is comparable.
+        fit = {row for row in rows if row[2] == title or (row[2] not in others and _kind(row[2]) == _kind(title))}
+        if not fit:
+            from difflib import SequenceMatcher
+
+            matcher = SequenceMatcher(b=title, autojunk=False)
+            for row in self._database.query(_SAME_BUILD, (build, _LOOKED_AT)):
+                matcher.set_seq1(row[2])
+                if row[2] not in others and _kind(row[2]) == _kind(title) and matcher.ratio() >= _ALIKE:
+                    fit.add(row)
+        ordered = sorted(fit, key=lambda row: (row[1] != place.step, -row[0]))
+        return [(number, step) for number, step, _ in ordered][: 2 * _KEPT]
+
+    def _elsewhere(self, place: Place) -> list[tuple[int, str]]:
+        """Records of the same words in builds of other contexts: this one may be another checkout of the same files."""
+        return self._database.query(_SAME_WORDS, (_title(place), _KEPT))
+
+    def explain(self, place: Place, parts: Sequence[Part]) -> str:
+        """Why the step is not in the cache, in a few words."""
+        return self.why(place, parts).reason
+
+    def why(self, place: Place, parts: Sequence[Part], identity: str = "") -> Why:
         """Why the step is not in the cache. identity: its key, where it has hidden parts."""
-        found = self.differences(step_id, parts)
+        found = self.differences(place, parts)
         if found is None:
-            return Why("")
+            return Why(NEW if self._is_known(place.build) else NEVER)
         if not found:
             rows = self._database.query("SELECT 1 FROM records WHERE key = ?", (identity or key(parts),))
             return Why("its layer is gone from the store" if rows else "a value that is kept secret changed")
         found = [inner for each in found for inner in self._unfolded(each)]
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         return Why(str(found[0]) + more, tuple(found))
+
+    def _is_known(self, build: str) -> bool:
+        """Whether there were records of this context before this build began to make some."""
+        with self._lock:
+            if build not in self._known:
+                self._known[build] = bool(self._database.query(_SAME_BUILD, (_storable(build), 1)))
+            return self._known[build]
 
     def fold(self, parts: Sequence[Part]) -> str:
         """A digest that stands for these parts; the parts of not too many are kept, for `why` to say what differs."""
@@ -310,10 +281,8 @@ class Index:
         texts = [self.memo("folded", value) for value in (difference.before, difference.after)]
         if texts[0] is None or texts[1] is None:
             return [difference]
-        before, after = (_by_name((name, value) for name, value in json.loads(text)) for text in texts if text)
-        names = [*after, *(name for name in before if name not in after)]
-        found = [Difference(name, before.get(name), after.get(name)) for name in names]
-        return [each for each in found if each.before != each.after] or [difference]
+        before, after = ([(name, value) for name, value in json.loads(text)] for text in texts if text)
+        return compared(before, after) or [difference]
 
     def settle(self) -> None:
         """Write down that what was looked up is in use: at a build's end, at most once a day for each."""
@@ -367,12 +336,61 @@ class Index:
             connection.execute("INSERT OR REPLACE INTO memos (kind, key, value, used) VALUES (?, ?, ?, ?)", row)
 
 
-def _by_name(parts: Iterable[Part]) -> dict[str, str]:
-    """The parts by name; the values of a name that comes several times, in order, on lines of their own."""
-    found: dict[str, str] = {}
-    for name, value in parts:
-        found[name] = value if name not in found else f"{found[name]}\n{value}"
-    return found
+_SAME_TITLE = (
+    "SELECT number, step, title FROM records WHERE build = ? AND title = ? AND parts IS NOT NULL "
+    "ORDER BY number DESC LIMIT ?"
+)
+_SAME_STEP = "SELECT number, step, title FROM records WHERE step = ? AND parts IS NOT NULL ORDER BY number DESC LIMIT ?"
+_SAME_BUILD = (
+    "SELECT number, step, title FROM records WHERE build = ? AND parts IS NOT NULL ORDER BY number DESC LIMIT ?"
+)
+_SAME_WORDS = "SELECT number, step FROM records WHERE title = ? AND parts IS NOT NULL ORDER BY number DESC LIMIT ?"
+
+
+_BELOW = ("base", "base layers", "after")
+"""Notes that speak of the layers below."""
+
+
+def _told(found: list[Difference], notes: Sequence[Part], place: Place) -> list[Difference]:
+    """Differences as the user would say them: the cause before what follows from it, the layers below at the end."""
+    if not found:
+        return found
+    before, after, names = dict(notes), dict(place.notes), dict(place.names)
+    first = [
+        Difference(name, before[name], value)
+        for name, value in after.items()
+        if name in before and before[name] != value and name not in _BELOW
+    ]
+    told = [replace(each, name=names.get(each.name, each.name)) for each in found if each.name != "parent"]
+    seen = {each.name for each in told}
+    below = [_below(each, before, after, place.cause) for each in found if each.name == "parent"]
+    return [*(each for each in first if each.name not in seen), *told, *below]
+
+
+def _below(parent: Difference, before: dict[str, str], after: dict[str, str], cause: str) -> Difference:
+    """What made the layers below a step others: the base, a step above, or the lines above."""
+    if "base" in before and "base" in after and before["base layers"] != after["base layers"]:
+        names = [note.rpartition("@") for note in (before["base"], after["base"])]
+        if names[0][0] != names[1][0]:
+            return Difference("base", before["base"], after["base"])
+        return Difference(f"base {names[1][0]}", names[0][2], names[1][2])
+    if before.get("after") != after.get("after"):
+        return Difference("step above", before.get("after"), after.get("after"))
+    return replace(parent, cause=cause)
+
+
+def _title(place: Place) -> str:
+    return _shown(place.title)
+
+
+def _shown(title: str) -> str:
+    return _storable(title[:_TITLE])
+
+
+def _kind(title: str) -> str:
+    """RUN, WORKDIR, or what COPY and ADD have in common."""
+    word = title.partition(" ")[0]
+    return "COPY" if word == "ADD" else word
 
 
 def _storable(text: str) -> str:

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from cache.errors import InUseError, StoreError
 from cache.reference import familiar_name
+from cache.removal import TRASH, make_movable, take_away
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,13 +37,7 @@ GRACE = 60.0
 _UNASKED_DAYS = 30
 """Days after which the stat cache of a context folder that no build has asked for is dropped."""
 
-_TRASH = "trash-"
-"""How names of `tmp/` begin that anyone may remove at any time."""
-
 _HEX = re.compile("[0-9a-f]{24}|[0-9a-f]{64}")
-
-_DEPTH = 200
-"""Directories below this depth are moved up before they are removed: open files and the stack are limited."""
 
 _BELOW = """
     WITH RECURSIVE below (number) AS (
@@ -257,13 +252,17 @@ def free(connection: Connection, layers: Iterable[int], blobs: Iterable[str]) ->
         if row is None:
             continue
         chain, diff_id, digest = row
+        chains = [chain]
         connection.execute("DELETE FROM layers WHERE number = ?", (layer,))
-        if not connection.execute("SELECT 1 FROM layers WHERE digest = ?", (digest,)).fetchone():
+        if not connection.execute(_IN_ANY_IMAGE, (digest,)).fetchone():
+            # Other places of it are those of intermediates that the cache has lost.
+            chains += [one for (one,) in connection.execute("SELECT chain FROM layers WHERE digest = ?", (digest,))]
+            connection.execute("DELETE FROM layers WHERE digest = ?", (digest,))
             connection.execute("DELETE FROM records WHERE digest = ?", (digest,))
-        paths += [_blob(digest), _snapshot(chain), _listing(diff_id)]
+        paths += [_blob(digest), *map(_snapshot, chains), _listing(diff_id)]
         if not connection.execute("SELECT 1 FROM layers WHERE diff_id = ?", (diff_id,)).fetchone():
             # The same layer as some output wanted it compressed: see `cache.repack`.
-            step = (f"compression {diff_id}",)
+            step = (f"compression {diff_id} 0",)
             paths += [
                 _blob(other) for (other,) in connection.execute("SELECT digest FROM records WHERE step = ?", step)
             ]
@@ -271,12 +270,15 @@ def free(connection: Connection, layers: Iterable[int], blobs: Iterable[str]) ->
     _doom(connection, [path for path in paths if not _needed(connection, path)])
 
 
+_IN_ANY_IMAGE = "SELECT 1 FROM layers l JOIN image_layers i ON i.layer = l.number WHERE l.digest = ?"
+
+
 def sweep(store: Store) -> int:
     """Take off the disk what is doomed, unless it has been named again or a running build may rely on it.
 
     The number of bytes freed. Idempotent; safe beside anything that other processes do.
     """
-    trash = [entry.path for entry in os.scandir(os.path.join(store.root, "tmp")) if entry.name.startswith(_TRASH)]
+    trash = [entry.path for entry in os.scandir(os.path.join(store.root, "tmp")) if entry.name.startswith(TRASH)]
     if store.database.query("SELECT 1 FROM doomed LIMIT 1"):
         with store.database.transaction() as connection:
             lease = oldest_lease(store)
@@ -291,9 +293,9 @@ def sweep(store: Store) -> int:
                         connection.execute("UPDATE doomed SET since = ? WHERE path = ?", (status.st_mtime, path))
                         continue
                     # The removal of a large tree takes long; the lock is held for a rename only.
-                    moved = os.path.join(store.root, "tmp", _TRASH + os.urandom(8).hex())
+                    moved = os.path.join(store.root, "tmp", TRASH + os.urandom(8).hex())
                     try:
-                        _make_movable(full, status)
+                        make_movable(full, status)
                         os.rename(full, moved)
                     except PermissionError:
                         continue  # a subordinate user's directory; the next build will be in the namespace that has it
@@ -302,7 +304,7 @@ def sweep(store: Store) -> int:
                     else:
                         trash.append(moved)
                 connection.execute("DELETE FROM doomed WHERE path = ?", (path,))
-    return sum(_take_away(path) for path in trash) + _clear_temporary(store)
+    return sum(take_away(path) for path in trash) + _clear_temporary(store)
 
 
 def drop_intermediates(connection: Connection, digests: Iterable[str]) -> None:
@@ -341,18 +343,13 @@ def to_trash(store: Store, path: str) -> list[str]:
     status = _status(full)
     if status is None:
         return []
-    moved = os.path.join(store.root, "tmp", _TRASH + os.urandom(8).hex())
+    moved = os.path.join(store.root, "tmp", TRASH + os.urandom(8).hex())
     try:
-        _make_movable(full, status)
+        make_movable(full, status)
         os.rename(full, moved)
     except (FileNotFoundError, PermissionError):
         return []
     return [moved]
-
-
-def take_away(path: str) -> int:
-    """Remove a file or a tree; the bytes that it occupied."""
-    return _take_away(path)
 
 
 def _delete(connection: Connection, number: int, *, keep_parents: bool = False) -> list[str]:
@@ -481,18 +478,18 @@ def _clear_temporary(store: Store) -> int:
     lease = oldest_lease(store) or now
     for entry in os.scandir(os.path.join(store.root, "tmp")):
         status = _status(entry.path)
-        if status is None or entry.name.startswith(_TRASH) or status.st_mtime > min(lease, now - GRACE):
+        if status is None or entry.name.startswith(TRASH) or status.st_mtime > min(lease, now - GRACE):
             continue
         if stat.S_ISREG(status.st_mode):
             with suppress(OSError):
                 file = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    freed += _take_away(entry.path)
+                    freed += take_away(entry.path)
                 finally:
                     os.close(file)
         else:
-            freed += _take_away(entry.path)
+            freed += take_away(entry.path)
     return freed
 
 
@@ -511,56 +508,3 @@ def _status(path: str) -> os.stat_result | None:
         return os.lstat(path)
     except FileNotFoundError:
         return None
-
-
-def _make_movable(path: str, status: os.stat_result) -> None:
-    """An ordinary user needs to write to a directory to give it another parent."""
-    if stat.S_ISDIR(status.st_mode) and status.st_mode & 0o700 != 0o700:
-        os.chmod(path, 0o700)
-
-
-def _take_away(path: str) -> int:
-    """Remove a file or a tree that others may be removing as well; the bytes that it occupied."""
-    folder, name = os.path.split(path)
-    try:
-        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return 0
-    try:
-        freed = 0
-        names = [name]
-        for each in names:
-            # What another user owns stays, for a process that may remove it.
-            with suppress(FileNotFoundError, PermissionError):
-                freed += _remove(each, top, top, names, 0)
-    finally:
-        os.close(top)
-    return freed
-
-
-def _remove(name: str, parent: int, top: int, more: list[str], depth: int) -> int:
-    """Remove `name` of the directory `parent`. What lies too deep moves to `top`, under a name that `more` gets."""
-    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    if not stat.S_ISDIR(status.st_mode):
-        os.unlink(name, dir_fd=parent)
-        # A file with further names keeps its bytes.
-        return status.st_blocks * 512 if status.st_nlink == 1 else 0
-    if depth > _DEPTH:
-        moved = _TRASH + os.urandom(8).hex()
-        os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=top)
-        more.append(moved)
-        return 0
-    if status.st_mode & 0o700 != 0o700:
-        # An ordinary user needs all three bits to empty a directory. Before Linux 6.6 there is no chmod that does not
-        # follow links; nobody else writes in here, so what was a directory still is one.
-        os.chmod(name, 0o700, dir_fd=parent)
-    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    freed = status.st_blocks * 512
-    try:
-        for inner in os.listdir(directory):
-            with suppress(FileNotFoundError):
-                freed += _remove(inner, directory, top, more, depth + 1)
-    finally:
-        os.close(directory)
-    os.rmdir(name, dir_fd=parent)
-    return freed

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from cache.compression import Compression, decompressed
 from cache.errors import CorruptError
-from cache.index import Index, Record, key
+from cache.index import Index, Place, Record, key
 from cache.oci import (
     CONFIG,
     DOCKER_CONFIG,
@@ -101,7 +101,7 @@ def compress(store: Store, layer: Layer, compression: Compression, *, force: boo
         started = time.monotonic()
         made = _compressed(store, layer, compression)
         record = Record(identity, made, 0, 0, time.time(), time.monotonic() - started)
-        index.record(record, parts, f"compression {layer.diff_id}")
+        index.record(record, parts, Place("compression", layer.diff_id, 0, f"compression {compression}"))
     assert record.layer is not None
     index.settle()
     return record.layer

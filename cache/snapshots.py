@@ -29,11 +29,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cache.contents import chunks
-from cache.disk import OWNER, Dialect, apply, attributes, entry_of, remove_tree
+from cache.disk import OWNER, Dialect, apply, attributes, entry_of
 from cache.entries import Entry, Kind
 from cache.errors import StoreError
 from cache.layers import has_listing, recorded, unpacked
 from cache.oci import chain_id, chain_ids
+from cache.removal import TRASH, remove_tree
 from cache.tree import Tree, directory_name
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ __all__ = [
     "Working",
     "WorkingCopySnapshots",
     "contents_of",
-    "remove_tree",
 ]
 
 
@@ -551,7 +551,7 @@ def _forget_all(store: Store) -> None:
     folder = os.path.join(store.root, "snapshots")
     for name in os.listdir(folder):
         if not name.startswith("."):
-            moved = os.path.join(store.root, "tmp", "trash-" + os.urandom(8).hex())
+            moved = os.path.join(store.root, "tmp", TRASH + os.urandom(8).hex())
             os.rename(os.path.join(folder, name), moved)
             # Another user's may resist; whoever prunes as that user removes it.
             with suppress(StoreError):

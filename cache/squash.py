@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from cache.contents import PIECE, Pieces, chunks
 from cache.entries import Entry, Kind
-from cache.index import Index, Record, key
+from cache.index import Index, Place, Record, key
 from cache.layers import PiecesReader, unpacked, write_changes
 from cache.oci import chain_ids
 from cache.tree import Tree
@@ -47,7 +47,7 @@ def squash(store: Store, layers: tuple[Layer, ...], kept: int, compression: Comp
         written = write_changes(_contents(store, layers, list(difference(store, layers, kept))), store, compression)
         made, size, files = (written.layer, written.size, written.files) if written else (None, 0, 0)
         record = Record(identity, made, size, files, time.time(), time.monotonic() - started)
-        index.record(record, parts, f"squash {below}")
+        index.record(record, parts, Place("squash", below, 0, "squash"))
     index.settle()
     return (*layers[:kept], *([record.layer] if record.layer else []))
 

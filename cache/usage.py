@@ -2,7 +2,7 @@
 
 Everything below the store's folder is counted once, by the blocks that it occupies, so that the sum is what `du` says:
 
-    image       blobs of the images that are listed; never pruned here
+    image       blobs of the images that are listed, and of the steps in their history; never pruned here
     step        what only the instruction cache and intermediate images have: layers of stages that were copied from
     snapshot    layers laid out as directories for RUN; made again from their blobs
     listing     what layers hold; made again from their blobs
@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from cache.prune import GRACE, doom, drop_intermediates, forget, sweep, take_away, to_trash
+from cache.prune import GRACE, doom, drop_intermediates, forget, sweep, to_trash
+from cache.removal import take_away
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -144,11 +145,20 @@ def _latest(day: int) -> float:
     return min(float((day + 1) * _DAY), time.time())
 
 
-_KEPT_BLOBS = """
-    SELECT id FROM images WHERE intermediate = 0 UNION SELECT manifest FROM images WHERE intermediate = 0
-    UNION SELECT l.digest FROM layers l JOIN image_layers i ON i.layer = l.number
-    WHERE i.image IN (SELECT number FROM images WHERE intermediate = 0)
+# What an image was built on shows its steps in `history` and costs two small blobs: its layers are the image's own.
+_KEPT = """
+    WITH RECURSIVE kept (number) AS (
+        SELECT number FROM images WHERE intermediate = 0
+        UNION SELECT images.parent FROM images JOIN kept ON kept.number = images.number WHERE parent IS NOT NULL
+    )
 """
+_KEPT_BLOBS = (
+    _KEPT  # noqa: S608  nothing but constants
+    + """
+    SELECT id FROM images JOIN kept USING (number) UNION SELECT manifest FROM images JOIN kept USING (number)
+    UNION SELECT l.digest FROM kept JOIN image_layers i ON i.image = kept.number JOIN layers l ON l.number = i.layer
+    """
+)
 _LAST_LAYERS = """
     SELECT m.id, m.manifest, (SELECT l.digest FROM image_layers i JOIN layers l ON l.number = i.layer
                               WHERE i.image = m.number ORDER BY i.position DESC LIMIT 1)
@@ -264,11 +274,14 @@ def _drop_steps(connection: Connection, steps: list[Item]) -> None:
     doom(connection, paths)
 
 
-_IN_IMAGE = """
-    SELECT 1 FROM images WHERE intermediate = 0 AND (id = ?1 OR manifest = ?1) UNION ALL
-    SELECT 1 FROM layers l JOIN image_layers i ON i.layer = l.number JOIN images m ON m.number = i.image
-    WHERE l.digest = ?1 AND m.intermediate = 0
-"""
+_IN_IMAGE = (
+    _KEPT  # noqa: S608  nothing but constants
+    + """
+    SELECT 1 FROM images JOIN kept USING (number) WHERE id = ?1 OR manifest = ?1 UNION ALL
+    SELECT 1 FROM layers l JOIN image_layers i ON i.layer = l.number JOIN kept ON kept.number = i.image
+    WHERE l.digest = ?1
+    """
+)
 
 
 @contextmanager

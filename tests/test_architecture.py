@@ -21,7 +21,7 @@ PACKAGES = ("builder", "cache", "grammar")
 DOORKEEPERS = {
     "lark": {"grammar/parser.py"},
     "sqlite3": {"cache/database.py"},
-    "urllib3": {"builder/fetch.py", "cache/registry.py"},
+    "urllib3": {"builder/fetch.py", "cache/connection.py"},
     "ctypes": {"builder/sandbox.py"},
     "rich": {"builder/terminal.py"},
     "tarfile": {"cache/layers.py", "builder/archives.py"},

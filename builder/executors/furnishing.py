@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from builder.errors import BuildError, UnsupportedError
-from cache.disk import Dialect, apply, entry_of, remove_tree
+from cache.disk import Dialect, apply, entry_of
+from cache.removal import remove_tree
 from cache.snapshots import DirectoryRoot, OverlayRoot, Seen, contents_of
 
 if TYPE_CHECKING:

@@ -78,7 +78,7 @@ def _data(folder: Path, mount: CacheMount, seed: Callable[[Origin, str, Path], N
             return data
         fresh = folder / "new"
         if fresh.exists():
-            from cache.snapshots import remove_tree
+            from cache.removal import remove_tree
 
             remove_tree(fresh)  # of a process that was killed
         fresh.mkdir(parents=True)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import subprocess
 import time
 from random import Random
 from typing import TYPE_CHECKING
@@ -16,6 +18,8 @@ from builder.cli.build import duration
 from builder.cli.flags import UsageError
 from builder.events import StepFinished, StepMissed, StepStarted
 from builder.terminal import progress
+from cache.store import Store
+from cache.usage import measure
 from tests.building import Bench, needs_run, write
 
 if TYPE_CHECKING:
@@ -62,7 +66,7 @@ def test_the_plain_display_has_the_parts_between_a_step_and_its_output(bench: Be
 def test_the_last_build_is_explained_afterwards(bench: Bench) -> None:
     assert "no build" in bench.pybuild("cache", "why", code=2).err
     bench.build(STAGES, FILES)
-    assert "no earlier build has done this step" in bench.pybuild("cache", "why").out
+    assert "no earlier build of this context is known" in bench.pybuild("cache", "why").out
     bench.build(STAGES, {"d/b": "22"})
     out = bench.pybuild("cache", "why").out
     assert out.startswith("[stage-1 3/4] COPY d /d  (line 6)\n  file d/b: content sha256:")
@@ -79,6 +83,49 @@ def test_a_build_that_failed_is_explained_too(bench: Bench) -> None:
     bench.build(STAGES, FILES)
     bench.build(STAGES, {"a": "2"}, "--require-cache", code=1)
     assert "file a: content" in bench.pybuild("cache", "why").out
+
+
+def test_lines_that_moved_are_compared_with_themselves(bench: Bench) -> None:
+    """Across inserted, removed and reordered lines, an edited one, and a stage of another name."""
+    text = "FROM scratch AS one\nCOPY a /a\nCOPY d /d\nARG V=1\nCOPY a /v$V\nWORKDIR /w\n"
+    reasons = [step.reason for step in bench.build(text, FILES).steps]
+    assert reasons == ["first build"] * 4
+    text = text.replace("AS one\n", "AS two\nCOPY d/b /new\n").replace("WORKDIR /w", "WORKDIR /w/x")
+    text = text.replace("COPY a /a\nCOPY d /d\n", "COPY d /d\nCOPY a /a\n").replace("V=1", "V=2")
+    reasons = [step.reason for step in bench.build(text, {"d/b": "B"}).steps]
+    assert reasons == [
+        "new step",
+        "d/b: content changed and 1 more",  # and the layers below
+        "step above: the base → COPY d /d",
+        "ARG V: 1 → 2 and 2 more",
+        "to: /w/ → /w/x/ and 1 more",
+    ]
+    text = text.replace("COPY d/b /new\n", "")
+    done = bench.build(text)
+    assert done.steps[0].reason == "step above: COPY d/b /new → the base"
+    assert "parent: sha256:" in bench.pybuild("cache", "why", "two", "3").out
+    assert "by [two 2/5]" in bench.pybuild("cache", "why", "two", "3").out
+
+
+def test_a_base_that_moved_is_told(bench: Bench) -> None:
+    text = "FROM base\nCOPY a /a\n"
+    write(bench.folder / "one", {"f": "1"})
+    base = f"--build-context=base={bench.folder / 'one'}"
+    write(bench.context, {"Dockerfile": text, **FILES})
+    words = ["build", "--progress=rawjson", base, str(bench.context)]
+    bench.pybuild(*words)
+    write(bench.folder / "one", {"f": "2"})
+    (step,) = bench.pybuild(*words).steps
+    assert step.reason == "base base changed"
+    assert "base base: sha256:" in bench.pybuild("cache", "why").out
+
+
+def test_another_checkout_of_the_same_files_is_explained(bench: Bench) -> None:
+    bench.build(STAGES, FILES)
+    shutil.copytree(bench.context, bench.folder / "other")
+    write(bench.folder / "other", {"d/c": "33"})
+    done = bench.pybuild("build", "--progress=rawjson", str(bench.folder / "other"))
+    assert next(step.reason for step in done.steps if not step.cached) == "d/c: content changed"
 
 
 def test_a_secret_is_in_no_explanation(bench: Bench) -> None:
@@ -98,7 +145,7 @@ def test_a_required_cache_fails_at_the_first_miss(bench: Bench) -> None:
     bench.build(STAGES, FILES)
     assert all(bench.build(None, {}, "--require-cache").cached.values())
     done = bench.build(None, {}, "--require-cache", "--build-arg=V=2", tag="other", code=1)
-    assert "error: this step is not in the cache: to: /v1 → /v2" in done.err
+    assert "error: this step is not in the cache: ARG V: 1 → 2 and 1 more" in done.err
     assert "Dockerfile:7:1" in done.err
     assert list(bench.names()) == ["app:latest"]
     assert not bench.build(None, {}, "--require-cache=one", "--build-arg=V=3").steps[3].cached
@@ -424,6 +471,35 @@ def test_du_says_what_the_disk_says_and_prune_leaves_images_alone(bench: Bench) 
     done = bench.build(text, {"a": "2"})
     assert [step.cached for step in done.steps] == [False, True, True]  # the layers of the last are the image's
     assert done.image == json.loads(bench.pybuild("image", "inspect", "app").out)[0]["Id"]
+
+
+def test_du_says_what_du_says(bench: Bench) -> None:
+    """With the very program, while the database is open with its log and shared memory beside it."""
+    program = shutil.which("du")
+    if program is None:
+        pytest.skip("needs du(1)")
+    needs_run()
+    text = "FROM base AS one\nRUN --mount=type=cache,id=pip,target=/c echo >/c/f; echo 1 >/1; ln /1 /2\n"
+    bench.build(text + "FROM base\nCOPY --from=one /1 /1\nCOPY a /a\n", {"a": "1"})
+    with Store.open(bench.root) as store:
+        items = measure(store)
+        total = subprocess.run([program, "-s", "--block-size=1", bench.root], capture_output=True, check=True).stdout
+    assert sum(item.size for item in items) == int(total.split()[0])
+
+
+def test_the_history_of_an_image_outlives_the_cache(bench: Bench) -> None:
+    text = "FROM scratch AS one\nCOPY a /a\nFROM scratch\nCOPY --from=one /a /b\nENV A=1\nCOPY d /d\n"
+    bench.build(text, FILES)
+    before = bench.pybuild("history", "--no-trunc", "-q", "app").out.split()
+    assert len(set(before) - {"<missing>"}) == 3
+    bench.pybuild("cache", "prune", "-y")
+    assert bench.pybuild("history", "--no-trunc", "-q", "app").out.split() == before
+    assert len(bench.listed("-a")) == 3  # the other stage's is gone
+    # With the image goes all that only it needs.
+    bench.build(text)
+    bench.pybuild("rmi", "app")
+    assert bench.listed("-a") == []
+    assert os.listdir(bench.root / "blobs/sha256") == os.listdir(bench.root / "listings") == []
 
 
 def test_prune_by_age_size_and_type(bench: Bench) -> None:

@@ -156,7 +156,7 @@ def test_the_command_is_found(words: list[str], name: str, rest: list[str]) -> N
         (["imags"], "did you mean pybuild images?"),
         (["pull", "debian"], "no registry"),
         (["buildx", "build", "."], "leave the word out"),
-        (["load"], "docker-archive://"),
+        (["bud"], "pybuild build"),
     ],
 )
 def test_a_mistyped_command_is_no_build(words: list[str], hint: str) -> None:

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cache.disk import OWNER, Dialect, apply, entry_of, portable_capability, remove_tree
+from cache.disk import OWNER, Dialect, apply, entry_of, portable_capability
 from cache.entries import BytesContent, Entry, FileContent, Kind
 from cache.errors import CorruptError, StoreError
 from cache.layers import write
+from cache.removal import remove_tree
 from cache.store import Store
 from cache.tree import Tree
 
@@ -451,46 +452,3 @@ def test_any_layer_is_read_back_from_its_directory(both: tuple[list[Entry], list
                 assert Path(os.fsdecode(one.content.path)).read_bytes() == other.content.data
         remove_tree(upper)
         assert not upper.exists()
-
-
-# ---------------------------------------------------------------- removing
-
-
-def test_a_tree_without_permissions_is_removed(place: Path) -> None:
-    (place / "a/b/c").mkdir(parents=True)
-    (place / "a/b/c/f").touch()
-    (place / "a/b/c").chmod(0)
-    (place / "a/b").chmod(0o500)
-    (place / "a").chmod(0)
-    remove_tree(place)
-    assert not place.exists()
-
-
-def test_symlinks_are_not_followed_when_removing(tmp_path: Path, place: Path) -> None:
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept/f").touch()
-    (place / "l").symlink_to("../kept")
-    remove_tree(place)
-    assert (tmp_path / "kept/f").exists()
-    (tmp_path / "l").symlink_to("kept")
-    remove_tree(tmp_path / "l")
-    assert (tmp_path / "kept/f").exists()
-    assert not (tmp_path / "l").is_symlink()
-
-
-def test_removing_nothing(tmp_path: Path) -> None:
-    remove_tree(tmp_path / "never")
-    remove_tree(tmp_path / "never" / "below")
-
-
-def test_a_tree_deeper_than_a_path_may_be_long(place: Path) -> None:
-    depth = 1500
-    here = os.open(place, os.O_RDONLY)
-    for _ in range(depth):
-        os.mkdir("directory", dir_fd=here)
-        inner = os.open("directory", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = inner
-    os.close(here)
-    remove_tree(place)
-    assert not place.exists()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from cache.index import Index, Part, Record, key
+from cache.index import Index, Part, Place, Record, key
 from cache.oci import LAYER_GZIP, Layer, digest_of
 from cache.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 TEXT = st.text(max_size=6)
@@ -37,8 +39,12 @@ def plain(identity: str, created: float = 1.0) -> Record:
     return Record(identity, None, 0, 0, created, 0.5)
 
 
-def see(index: Index, parts: list[Part], step: str = "step") -> None:
-    index.record(plain(key(parts)), parts, step)
+def at(title: str = "RUN make", number: int = 1, stage: str = "build", **more: Any) -> Place:
+    return Place(more.pop("build", "/src"), stage, number, title, **more)
+
+
+def see(index: Index, parts: list[Part], place: Place | None = None, notes: tuple[Part, ...] = ()) -> None:
+    index.record(plain(key([*parts, *notes])), parts, replace(place or at(), notes=notes))
 
 
 # ---------------------------------------------------------------- keys
@@ -92,20 +98,20 @@ def layered(store: Store, data: bytes = b"layer") -> tuple[str, Record]:
 def test_a_record_comes_back(store: Store, index: Index) -> None:
     identity, record = layered(store)
     assert index.lookup(identity) is None
-    index.record(record, [("data", "layer")], "step")
+    index.record(record, [("data", "layer")], at())
     assert index.lookup(identity) == record
     with Store.open(store.root) as again:
         assert Index(again.database).lookup(identity) == record
 
 
 def test_a_step_that_changed_nothing(index: Index) -> None:
-    index.record(plain("k"), [], "step")
+    index.record(plain("k"), [], at())
     assert index.lookup("k") == plain("k")
 
 
 def test_a_new_record_of_a_key_gives_the_old_one_up(index: Index) -> None:
-    index.record(plain("k"), [], "step")
-    index.record(plain("k", created=2.0), [], "step")
+    index.record(plain("k"), [], at())
+    index.record(plain("k", created=2.0), [], at())
     assert index.lookup("k") == plain("k", created=2.0)
 
 
@@ -113,7 +119,7 @@ def test_a_new_record_of_a_key_gives_the_old_one_up(index: Index) -> None:
 def test_a_record_whose_blob_is_lost_is_a_miss(store: Store, index: Index, damage: str) -> None:
     identity, record = layered(store)
     parts = [("data", "layer")]
-    index.record(record, parts, "step")
+    index.record(record, parts, at())
     assert record.layer is not None
     path = store.blob_path(record.layer.descriptor.digest)
     if damage == "missing":
@@ -121,7 +127,7 @@ def test_a_record_whose_blob_is_lost_is_a_miss(store: Store, index: Index, damag
     else:
         path.write_bytes(b"laye" if damage == "short" else b"")
     assert index.lookup(identity) is None
-    assert index.explain("step", parts) == "its layer is gone from the store"
+    assert index.explain(at(), parts) == "its layer is gone from the store"
     # The step is done again, and its record holds again.
     layered(store)
     assert index.lookup(identity) == record
@@ -150,8 +156,8 @@ def changed(name: str, value: str | None) -> list[Part]:
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [
-        (changed("file app.py", f"file 755 {OLD}"), "app.py: 644 → 755"),
-        (changed("file app.py", f"file 644 {NEW}"), "app.py changed"),
+        (changed("file app.py", f"file 755 {OLD}"), "app.py: mode 644 → 755"),
+        (changed("file app.py", f"file 644 {NEW}"), "app.py: content changed"),
         (changed("file app.py", f"file 755 {NEW}"), "app.py changed"),
         (changed("file lib/a b.py", None), "lib/a b.py removed"),
         ([*BEFORE, ("file new.py", f"file 644 {NEW}")], "new.py added"),
@@ -170,31 +176,101 @@ def changed(name: str, value: str | None) -> list[Part]:
     ],
 )
 def test_a_miss_is_explained(index: Index, parts: list[Part], reason: str) -> None:
-    index.record(plain("with a secret"), BEFORE, "step")
-    assert index.explain("step", parts) == reason
+    index.record(plain("with a secret"), BEFORE, at())
+    assert index.explain(at(), parts) == reason
 
 
-def test_a_step_never_seen_has_no_reason(index: Index) -> None:
-    see(index, BEFORE, "another step")
-    assert index.explain("step", BEFORE) == ""
-    assert index.differences("step", BEFORE) is None
+def test_a_step_never_seen(index: Index) -> None:
+    assert index.explain(at(), BEFORE) == "first build"
+    see(index, BEFORE, at("COPY . /src", 2))
+    assert Index(index._database).explain(at(), BEFORE) == "new step"
+    assert index.differences(at(), BEFORE) is None
+
+
+def test_a_first_build_stays_one_while_its_own_steps_are_recorded(index: Index) -> None:
+    assert index.explain(at(), BEFORE) == "first build"
+    see(index, BEFORE)
+    assert index.explain(at("COPY . /src", 2), BEFORE) == "first build"
+
+
+def test_a_step_is_compared_with_itself_wherever_it_stood(index: Index) -> None:
+    lines = ["RUN one", "COPY a /a", "RUN make", "RUN make test"]
+    for number, title in enumerate(lines):
+        see(index, [("parent", OLD), ("argv 2", title)], at(title, number))
+    now = frozenset({*lines, "RUN inserted"})
+    for number, title in enumerate(["RUN inserted", *reversed(lines)]):
+        place = at(title, number, "renamed", others=now, cause="[renamed 1/5]")
+        wanted = "new step" if number == 0 else "parent changed by [renamed 1/5]"
+        assert index.explain(place, [("parent", NEW), ("argv 2", title)]) == wanted
+
+
+def test_a_line_that_was_edited_is_compared_with_what_it_was(index: Index) -> None:
+    see(index, [("argv 2", "apt-get install -y curl")], at("RUN apt-get install -y curl", 1))
+    see(index, [("argv 2", "true")], at("RUN true", 2))
+    # Where it stood, and moved and in a stage of another name.
+    for number, stage in ((1, "build"), (7, "renamed")):
+        place = at("RUN apt-get install -y curl git", number, stage, names=(("argv 2", "command"),))
+        assert index.explain(place, [("argv 2", "apt-get install -y curl git")]) == (
+            "command: apt-get install -y curl → apt-get install -y curl git"
+        )
+    # What stands elsewhere now is not what this line was; neither is what another kind of instruction was.
+    others = frozenset({"RUN apt-get install -y curl"})
+    assert index.explain(at("RUN apt-get install -y git", 1, others=others), [("argv 2", "x")]) == "new step"
+    assert index.explain(at("COPY apt-get /install", 1), [("to", "/install")]) == "new step"
+
+
+def test_another_checkout_of_the_same_files_is_compared(index: Index) -> None:
+    see(index, BEFORE, at("COPY . /src", 1))
+    elsewhere = at("COPY . /src", 3, "renamed", build="/elsewhere")
+    assert index.explain(elsewhere, changed("file app.py", f"file 755 {OLD}")) == "app.py: mode 644 → 755"
+    # Files of another project are not.
+    assert index.explain(elsewhere, [("file main.go", f"file 644 {OLD}"), ("to", "/src")]) == "first build"
+
+
+NOTES = (("base", f"busybox:1@{OLD}"), ("base layers", OLD), ("after", "RUN a"), ("ARG V", "1"))
+
+
+@pytest.mark.parametrize(
+    ("notes", "reason"),
+    [
+        ({"base": f"busybox:1@{NEW}", "base layers": NEW}, "base busybox:1 changed"),
+        ({"base": "alpine:3@" + NEW, "base layers": NEW}, "base changed"),
+        ({"base": f"busybox:1@{NEW}"}, "parent changed by [build 2/3]"),
+        ({"after": "RUN b"}, "step above: RUN a → RUN b"),
+        ({"ARG V": "2"}, "ARG V: 1 → 2 and 1 more"),
+        ({}, "parent changed by [build 2/3]"),
+    ],
+)
+def test_what_changed_the_layers_below(index: Index, notes: dict[str, str], reason: str) -> None:
+    see(index, BEFORE, notes=NOTES)
+    place = at(notes=tuple({**dict(NOTES), **notes}.items()), cause="[build 2/3]")
+    why = index.why(place, changed("parent", NEW))
+    assert why.reason == reason
+    if reason.startswith("base"):
+        assert OLD[:19] in why.changes[0]
+        assert NEW[:19] in why.changes[0]
+
+
+def test_notes_alone_are_no_change(index: Index) -> None:
+    see(index, BEFORE, notes=NOTES)
+    assert index.explain(at(notes=(("base", f"busybox:1@{NEW}"),)), BEFORE) == "a value that is kept secret changed"
 
 
 def test_the_nearest_record_explains(index: Index) -> None:
     see(index, changed("env CC", "tcc"))
     see(index, [("platform", "linux/riscv64"), ("parent", NEW)])
-    assert index.explain("step", changed("env CC", "clang")) == "env CC: tcc → clang"
+    assert index.explain(at(), changed("env CC", "clang")) == "env CC: tcc → clang"
 
 
 def test_a_name_that_comes_several_times(index: Index) -> None:
     see(index, [("arg", "A=1"), ("arg", "B=2")])
-    assert index.explain("step", [("arg", "A=1"), ("arg", "B=3")]) != ""
-    assert index.explain("step", [("arg", "A=1")]) != ""
+    assert index.explain(at(), [("arg", "A=1"), ("arg", "B=3")]) != ""
+    assert index.explain(at(), [("arg", "A=1")]) != ""
 
 
 def test_names_that_are_no_utf8_are_kept(index: Index) -> None:
-    see(index, [("file \udcff", "file 644 x")], "step \udcff")
-    found = index.differences("step \udcff", [("file \udcff", "file 600 x")])
+    see(index, [("file \udcff", "file 644 x")], at("COPY \udcff /", build="\udcff"))
+    found = index.differences(at("COPY \udcff /", build="\udcff"), [("file \udcff", "file 600 x")])
     assert [(part.name, part.before, part.after) for part in found or []] == [
         ("file \udcff", "file 644 x", "file 600 x")
     ]
@@ -203,11 +279,13 @@ def test_names_that_are_no_utf8_are_kept(index: Index) -> None:
 def test_only_the_newest_records_of_a_step_keep_their_parts(store: Store, index: Index) -> None:
     for number in range(10):
         see(index, [("n", str(number))])
-    see(index, [("n", "0")], "another step")
-    kept = store.database.query("SELECT key FROM records WHERE parts IS NOT NULL AND step = 'step' ORDER BY number")
+    see(index, [("n", "0")], at(number=2))
+    kept = store.database.query(
+        "SELECT key FROM records WHERE parts IS NOT NULL AND step = '/src build 1' ORDER BY number"
+    )
     assert kept == [(key([("n", str(number))]),) for number in range(6, 10)]
     assert index.lookup(key([("n", "3")])) is not None
-    assert index.explain("step", [("n", "3")]) == "n: 9 → 3"
+    assert index.explain(at(), [("n", "3")]) == "n: 9 → 3"
 
 
 # ---------------------------------------------------------------- memos
@@ -237,15 +315,40 @@ def test_a_lookup_takes_as_long_among_many(store: Store, index: Index) -> None:
         return sorted(times)[100]
 
     for number in range(10):
-        index.record(plain(f"{number}"), [], "step")
+        index.record(plain(f"{number}"), [], at())
     among_few = middle()
     with store.database.transaction() as connection:
         connection.executemany(
-            "INSERT INTO records (key, step, size, files, created, seconds) VALUES (?, ?, 0, 0, 0, 0)",
-            [(f"many {number}", f"step {number % 50}") for number in range(50_000)],
+            "INSERT INTO records (key, step, size, files, created, seconds, build, title, parts) "
+            "VALUES (?, ?, 0, 0, 0, 0, ?, ?, '[]')",
+            [(f"many {n}", f"step {n // 4}", f"/src{n // 500}", f"RUN {n // 8}") for n in range(50_000)],
         )
     assert middle() < 4 * among_few
     started = time.perf_counter()
     for number in range(20):
-        index.record(plain(f"new {number}"), [], "step 7")
+        index.record(plain(f"new {number}"), [], at("RUN 7", 7))
     assert (time.perf_counter() - started) / 20 < 0.01
+
+
+def test_every_question_of_a_step_is_answered_by_an_index(store: Store, index: Index) -> None:
+    """As SQLite itself tells: no scan, and no sorting of what it found."""
+    asked: list[tuple[str, Sequence[object]]] = []
+    query = store.database.query
+
+    def noted(sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        asked.append((sql, parameters))
+        return query(sql, parameters)
+
+    with patch.object(store.database, "query", noted):
+        index.lookup("k")
+        index.age("k")
+        see(index, BEFORE)
+        index.explain(at("RUN never seen", 9), BEFORE)
+        index.explain(at(), changed("parent", NEW))
+        index.explain(at(), BEFORE)
+        index.memo("kind", "key")
+        index.last_build()
+    assert len(asked) >= 9
+    for sql, parameters in asked:
+        for *_, plan in query(f"EXPLAIN QUERY PLAN {sql}", parameters):
+            assert plan.startswith("SEARCH") or (plan == "SCAN builds" and "LIMIT 1" in sql), f"{plan}: {sql}"

@@ -12,7 +12,7 @@ import pytest
 
 from cache import prune
 from cache.digests import Digests
-from cache.index import Index, Record, key
+from cache.index import Index, Place, Record, key
 from cache.oci import LAYER, Digest, History, ImageConfig, Layer, chain_ids, digest_of
 from cache.reference import Reference
 from cache.store import Image, Store
@@ -56,7 +56,7 @@ def recorded(store: Store, *items: Layer) -> list[str]:
     for item, chain in zip(items, chain_ids(tuple(item.diff_id for item in items)), strict=True):
         parts = [("layer", item.diff_id), ("chain", chain)]
         keys.append(key(parts))
-        index.record(Record(keys[-1], item, 1, 1, 1.0, 1.0), parts, "step")
+        index.record(Record(keys[-1], item, 1, 1, 1.0, 1.0), parts, Place("/src", "build", 1, "RUN make"))
         snapshot = store.root / "snapshots" / chain[7:31]
         snapshot.mkdir(exist_ok=True)
         (snapshot / "file").write_bytes(b"x" * 5000)
@@ -383,77 +383,3 @@ assert os.listdir(store.root / "snapshots") == os.listdir(store.root / "tmp") ==
 
 def test_a_snapshot_whose_owner_may_not_write_to_it(tmp_path: Path) -> None:
     as_user(REMOVE_SNAPSHOT_AS_USER, tmp_path / "folder")
-
-
-# ---------------------------------------------------------------- trees
-
-
-def take_away(path: Path) -> int:
-    return prune._take_away(str(path))
-
-
-def test_a_tree_goes_and_what_it_points_at_stays(tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "file").touch()
-    tree = tmp_path / "tree"
-    (tree / "inner").mkdir(parents=True)
-    (tree / "inner" / "link").symlink_to(outside)
-    (tree / "absolute").symlink_to("/etc")
-    os.mkfifo(tree / "fifo")
-    os.mkdir(bytes(tree) + b"/\xff")
-    take_away(tree)
-    assert sorted(os.listdir(tmp_path)) == ["outside"]
-    assert os.listdir(outside) == ["file"]
-    assert take_away(tree) == 0
-    (tmp_path / "link").symlink_to(outside)
-    take_away(tmp_path / "link")
-    assert os.listdir(outside) == ["file"]
-
-
-REMOVE_AS_USER = """
-import os, sys
-from cache import prune
-if os.geteuid() == 0:
-    os.setresgid(65534, 65534, 65534)
-    os.setresuid(65534, 65534, 65534)
-os.chdir(sys.argv[1])
-os.makedirs("tree/closed/inner")
-for name in ("tree/closed/inner/file", "tree/file"):
-    open(name, "w").close()
-os.chmod("tree/closed/inner", 0o500)
-os.chmod("tree/closed", 0)
-os.chmod("tree", 0o100)
-prune._take_away(os.path.abspath("tree"))
-assert not os.path.lexists("tree")
-"""
-
-
-def test_directories_that_their_owner_may_not_enter(tmp_path: Path) -> None:
-    as_user(REMOVE_AS_USER, tmp_path / "folder")
-
-
-def test_a_very_deep_tree(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    here = os.open(tree, os.O_RDONLY)
-    # Deeper than a path may be long, than files may be open, than Python's stack.
-    for _ in range(1100):
-        os.mkdir("deep", dir_fd=here)
-        inner = os.open("deep", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = inner
-    os.close(here)
-    take_away(tree)
-    assert os.listdir(tmp_path) == []
-
-
-def test_two_that_remove_the_same(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    for number in range(300):
-        (tree / f"{number % 20}").mkdir(parents=True, exist_ok=True)
-        (tree / f"{number % 20}" / f"{number}").touch()
-    program = "import sys; from cache import prune; prune._take_away(sys.argv[1])"
-    children = [subprocess.Popen([sys.executable, "-c", program, str(tree)]) for _ in range(2)]
-    assert [child.wait() for child in children] == [0, 0]
-    assert os.listdir(tmp_path) == []

@@ -12,7 +12,7 @@ import pytest
 
 from cache import database, usage
 from cache.check import check
-from cache.index import Index, Record, key
+from cache.index import Index, Place, Record, key
 from cache.oci import LAYER, History, ImageConfig, Layer, chain_ids, digest_of
 from cache.reference import Reference
 from cache.store import Image, Store
@@ -47,7 +47,7 @@ def put(store: Store, *layers: Layer, name: str = "", intermediate: bool = False
 def record(store: Store, item: Layer, days_ago: int = 0) -> str:
     """A record of a layer, its listing and a snapshot, last used so many days ago."""
     parts = [("layer", item.diff_id)]
-    Index(store.database).record(Record(key(parts), item, 1, 1, 1.0, 1.0), parts, "step")
+    Index(store.database).record(Record(key(parts), item, 1, 1, 1.0, 1.0), parts, Place("/src", "build", 1, "RUN make"))
     with store.database.transaction() as connection:
         connection.execute("UPDATE records SET used = ? WHERE key = ?", (TODAY - days_ago, key(parts)))
     (store.root / "listings" / item.diff_id[7:]).write_bytes(b"x" * 5000)
@@ -155,19 +155,21 @@ def test_a_running_build_loses_nothing(store: Store) -> None:
 
 def test_intermediates_go_with_the_steps_that_they_are_of(store: Store) -> None:
     one, two, three = (layer(store, data) for data in (b"1", b"2", b"3"))
-    below = put(store, one, two, intermediate=True)
-    put(store, one, name="app", parent=below)
-    lonely = put(store, three, intermediate=True)
+    copied = put(store, one, two, intermediate=True)
+    below = put(store, one, intermediate=True)
+    put(store, one, three, name="app", parent=below)
+    store.put_image(store.config(store.image("app")), (one, three), needs=[copied.id])
     record(store, two)
     record(store, one, 30)
     usage.cut(store, older_than=60, kinds=["step"])
-    assert {image.id for image in store.images(all=True)} >= {below.id, lonely.id}
+    assert {image.id for image in store.images(all=True)} >= {below.id, copied.id}
     usage.cut(store)
-    assert [store.holds(item.descriptor) for item in (one, two, three)] == [True, False, False]
-    assert [image.names for image in store.images(all=True)] == [("app:latest",)]
-    assert store.image("app").parent is None
+    assert [store.holds(item.descriptor) for item in (one, two, three)] == [True, False, True]
+    # What an image was built on are the steps of its history.
+    assert {image.id for image in store.images(all=True)} == {below.id, store.image("app").id}
+    assert store.image("app").parent == below.id
     assert check(store).faults == ()
-    assert len(list((store.root / "blobs" / "sha256").iterdir())) == 3
+    assert len(list((store.root / "blobs" / "sha256").iterdir())) == 6
 
 
 def test_a_cache_mount_in_use_stays(store: Store) -> None:
@@ -211,7 +213,7 @@ def test_a_damaged_blob_is_found_and_repaired(store: Store) -> None:
     told = " ".join(fault.what for fault in check(store).faults)
     assert told.count("is damaged: its bytes") == 2
     assert "the image app:latest: its blob" in told
-    assert told.count("the record of the step 'step'") == 2
+    assert told.count("the record of the step '/src build 1'") == 2
     check(store, repair=True)
     assert Index(store.database).lookup(key([("layer", two.diff_id)])) is None
     left = check(store).faults

@@ -1,0 +1,216 @@
+"""`pybuild save`, `load` and `image export`: images and their files, out of the store and into it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder.cli.flags import Command, Flag, UsageError
+from builder.cli.opened import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import BinaryIO
+
+    from builder.archives import Named
+    from builder.cli.flags import Given
+    from builder.cli.surroundings import Surroundings
+    from cache.oci import Descriptor
+    from cache.store import Image, Store
+
+SAVE = Command(
+    name="save",
+    usage="[OPTIONS] IMAGE...",
+    summary="Write images, with their names, to one archive.",
+    words=(1, -1),
+    flags=(
+        Flag("output", "the file to write (default: standard output)", "o", "FILE"),
+        Flag("format", "docker-archive (default), oci-archive, or oci-dir", value="FORMAT"),
+        Flag("platform", value="PLATFORM", unsupported="an image of the store has one platform"),
+    ),
+    notes="""\
+A docker-archive is what docker load, podman load and pybuild load read; it is an OCI layout in a tar as well. A name
+without a tag means every tag of it, as in docker; an id gives an image without a name. The same images give the same
+bytes.""",
+)
+LOAD = Command(
+    name="load",
+    usage="[OPTIONS]",
+    summary="Take images, with their names, from an archive into the store.",
+    flags=(
+        Flag("input", "the archive, or the folder of an OCI layout (default: standard input)", "i", "FILE"),
+        Flag("quiet", "no word about names that moved", "q"),
+        Flag("platform", "which image of several platforms (default: this machine's)", value="OS/ARCH"),
+        Flag("tag", "another name for the one image of the archive", "t", "NAME", many=True),
+    ),
+    notes="""\
+Archives of docker, of any version, of podman, skopeo and others, and OCI layouts, plain or compressed with gzip, zstd,
+xz or bzip2. Every digest is checked; of an archive that is not sound nothing is kept.""",
+)
+EXPORT = Command(
+    name="image export",
+    usage="[OPTIONS] IMAGE DIR|FILE.tar|-",
+    summary="Write the files of an image, its layers put together: into a folder, or as a tar.",
+    words=(2, 2),
+    notes="""\
+What the folder holds already stays, unless the image has something of the same name. As root, files keep their owners;
+otherwise they become yours and device nodes are left out; a tar has everything.""",
+)
+
+_FORMATS = ("docker-archive", "oci-archive", "oci-dir")
+_STDOUT = 1
+
+
+# ---------------------------------------------------------------- save
+
+
+def save(given: Given, around: Surroundings) -> int:
+    """Write the archive, complete or not at all."""
+    from builder.archives import write_tar
+    from builder.errors import BuildError
+    from builder.export import layout_members, sink, to_folder
+
+    form = given.one("format", _FORMATS[0])
+    if form not in _FORMATS:
+        raise UsageError(f"--format {form!r} is not known", hint="one of " + ", ".join(_FORMATS))
+    where = given.one("output") or "-"
+    if form == "oci-dir" and where == "-":
+        raise UsageError("--format oci-dir needs a folder", hint="-o DIR")
+    if form != "oci-dir" and where == "-" and os.isatty(_STDOUT):
+        raise UsageError("refusing to write an archive to a terminal", hint="-o FILE, or redirect standard output")
+    if form != "oci-dir" and os.path.isdir(where):
+        raise UsageError(f"{where} is a folder", hint="-o names the file to write, or add --format oci-dir")
+    with open_store(given, around.environ) as store, store.lease():
+        images = _named(given.words, store)
+        members = layout_members(images, store, docker=form == "docker-archive")
+        try:
+            if form == "oci-dir":
+                to_folder(members, Path(where))
+            else:
+                with sink(where) as out:
+                    write_tar(members, out)
+        except OSError as error:
+            if where == "-" and isinstance(error, BrokenPipeError):
+                raise  # the reader has seen enough: no mistake of anybody's
+            raise BuildError(f"can not write {where}: {error.strerror or error}") from error
+    return 0
+
+
+def _named(words: Sequence[str], store: Store) -> list[tuple[Descriptor, list[str]]]:
+    """The images that the words mean, each once, with the full names by which they were asked for."""
+    found: dict[str, tuple[Image, list[str]]] = {}
+    for word in words:
+        for image, name in _meant(word, store):
+            names = found.setdefault(image.id, (image, []))[1]
+            if name and name not in names:
+                names.append(name)
+    return [(image.manifest, names) for image, names in found.values()]
+
+
+def _meant(word: str, store: Store) -> Iterator[tuple[Image, str]]:
+    from cache.errors import StoreError
+    from cache.reference import Reference
+
+    try:
+        wanted: Reference | None = Reference.parse(word)
+    except StoreError:
+        wanted = None
+    if wanted is not None and not wanted.digest and ":" not in word.rpartition("/")[2]:
+        tags = [
+            (image, reference.full)
+            for image in store.images()
+            for reference in map(Reference.parse, image.names)
+            if reference.name == wanted.name
+        ]
+        if tags:
+            yield from sorted(tags, key=lambda pair: pair[1])
+            return
+    yield store.image(word), store.find(word)[1]
+
+
+# ---------------------------------------------------------------- load
+
+
+def load(given: Given, around: Surroundings) -> int:
+    """Take the archive in and print what it held, as docker does."""
+    from builder.cli.build import platform_of
+    from builder.load import load as take_in
+    from cache.oci import host_platform
+
+    with open_store(given, around.environ) as store, store.lease(), _archive(given, around, store) as files:
+        platform = platform_of(given.one("platform")) or host_platform()
+        loaded = take_in(files, store, platform, given.all("tag"))
+    for each in loaded:
+        for name, old in () if given.on("quiet") else each.moved:
+            around.say(f"The image {name} existed already; the old one, {old[7:19]}, is <none> now")
+        for name in each.names:
+            around.say(f"Loaded image: {name}")
+        if not each.names:
+            around.say(f"Loaded image ID: {each.image.id}")
+    return 0
+
+
+@contextmanager
+def _archive(given: Given, around: Surroundings, store: Store) -> Iterator[Named]:
+    """What --input names, or standard input, opened."""
+    from builder.archives import Folder, opened
+
+    name = given.one("input") or "-"
+    if name != "-" and os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, "index.json")):
+            raise UsageError(f"{name} is no OCI layout: it has no index.json", hint="-i names an archive or a layout")
+        yield Folder(Path(name))
+        return
+    if name != "-" and not os.path.exists(name):
+        raise UsageError(f"there is no file {name}", hint="pybuild load -i IMAGES.tar")
+    source: Path | BinaryIO = Path(name)
+    if name == "-":
+        if around.stdin.isatty():
+            raise UsageError("there is no archive: standard input is a terminal", hint="-i FILE, or redirect it")
+        name, source = "standard input", _in_place(around.stdin) or around.stdin
+    with opened(source, name, store.root / "tmp") as files:
+        yield files
+
+
+def _in_place(stream: BinaryIO) -> Path | None:
+    """The path of standard input where it is a file, read from its beginning, that need not be copied."""
+    try:
+        number = stream.fileno()
+        if stat.S_ISREG(os.fstat(number).st_mode) and os.lseek(number, 0, os.SEEK_CUR) == 0:
+            return Path(f"/proc/self/fd/{number}")
+    except OSError:
+        pass
+    return None
+
+
+# ---------------------------------------------------------------- export
+
+
+def export(given: Given, around: Surroundings) -> int:
+    """Write the image's files, a tar complete or not at all."""
+    from builder import flatten
+    from builder.errors import BuildError
+    from builder.export import sink
+
+    name, where = given.words
+    if where == "-" and os.isatty(_STDOUT):
+        raise UsageError("refusing to write a tar to a terminal", hint="redirect standard output")
+    packed = where == "-" or (where.endswith(".tar") and not os.path.isdir(where))
+    if not packed and where.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
+        raise UsageError(f"{where}: a compressed tar is not written", hint=f"pybuild image export {name} - | gzip")
+    with open_store(given, around.environ) as store, store.lease():
+        layers = store.layers(store.image(name))
+        try:
+            if packed:
+                with sink(where) as out:
+                    flatten.to_tar(layers, out, store)
+            else:
+                flatten.to_directory(layers, Path(where), store)
+        except OSError as error:
+            if where == "-" and isinstance(error, BrokenPipeError):
+                raise
+            raise BuildError(f"can not write {where}: {error.strerror or error}") from error
+    return 0
