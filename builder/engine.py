@@ -299,6 +299,10 @@ class Engine:
         )
         return ImageResult(image.id, stage.config, stage.layers, image.manifest, stage.inherited)
 
+    def made(self) -> tuple[tuple[str, tuple[Made, ...]], ...]:
+        """Every stage's title and what its instructions made, in the plan's order."""
+        return tuple((stage.work.plan.title, tuple(stage.made)) for stage in self._stages.values())
+
     def counts(self) -> tuple[int, int]:
         """How many steps there were, and how many of them came from the cache."""
         return sum(s.steps for s in self._stages.values()), sum(s.cached for s in self._stages.values())

@@ -46,6 +46,7 @@ COMMANDS = {
     "import": ("builder.cli.images", "import_image", "Make an image of a root file system in a tar"),
     "ignore": ("builder.cli.ignore", "ignore", "Say which line of .dockerignore decides about paths"),
     "info": ("builder.cli.about", "info", "Show the store, the tier of RUN, and what this machine has"),
+    "verify": ("builder.cli.verify", "verify", "Build twice, and tell where the two images differ"),
     "version": ("builder.cli.about", "version", "Show the version"),
 }
 """name: (module, function, summary). The function's Command is the module's value of the same name in capitals."""
