@@ -37,7 +37,8 @@ RUNS = """\
 FROM base AS build
 COPY src /src
 RUN ln /src/a.txt /src/hard; mkdir -p /out/z /out/a; cp /src/run.sh /out/z; echo $SOURCE_DATE_EPOCH >/epoch
-RUN stat -c '%n %a %u %g %h %Y' /src/*.* /out/z/* /epoch >/facts; id -u >>/facts; umask >>/facts; stat -c %y /epoch >>/facts
+RUN stat -c '%n %a %u %g %h %Y' /src/*.* /out/z/* /epoch >/facts
+RUN id -u >>/facts; umask >>/facts; stat -c %y /epoch >>/facts
 RUN --mount=type=bind,target=/context find /context -type f -exec stat -c '%n %a %u %Y' {} + | sort >>/facts
 FROM base
 RUN truncate -s 3000000 /sparse && echo end >>/sparse
