@@ -96,7 +96,7 @@ def resolve(
     """
     name = context_for(text, named)
     if name is None:
-        return None if text == "scratch" else _from_store(text, store)
+        return None if text == "scratch" else _from_store(text, platform, store)
     scheme, colon, rest = named[name].partition(":")
     rest = rest.removeprefix("//")
     if colon:
@@ -105,7 +105,7 @@ def resolve(
         if scheme == "docker-archive":
             return _from_archive(rest, text, platform, store)
         if scheme == "docker-image":
-            return None if rest == "scratch" else _from_store(rest, store)
+            return None if rest == "scratch" else _from_store(rest, platform, store)
         if scheme == "host":
             return _from_host(rest, text, store)
     if files is None:
@@ -126,7 +126,17 @@ def context_for(text: str, named: Mapping[str, str]) -> str | None:
 # ---------------------------------------------------------------- the store
 
 
-def _from_store(text: str, store: Store) -> BaseImage:
+def _for_platform_of(image: Image, text: str, platform: Platform, store: Store) -> Image:
+    """Of an index the image for `platform`; any other image itself."""
+    variants = [(each, found) for each, found in store.variants(image) if each is not None]
+    if not variants:
+        return image
+    descriptors = [replace(found.manifest, platform=each) for each, found in variants]
+    chosen = _for_platform(text, descriptors, platform)
+    return next(found for _, found in variants if found.manifest.digest == chosen.digest)
+
+
+def _from_store(text: str, platform: Platform, store: Store) -> BaseImage:
     try:
         image = store.image(text)
     except NotFoundError as error:
@@ -145,6 +155,7 @@ def _from_store(text: str, store: Store) -> BaseImage:
             ),
         ) from None
     store.note_use(image.id)
+    image = _for_platform_of(image, text, platform, store)
     return BaseImage(store.config(image), store.layers(image), image.manifest.digest, text)
 
 

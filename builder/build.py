@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from msgspec.structs import replace
 
 import grammar
-from builder import bases, handlers
+from builder import bases, emulation, handlers
 from builder.context import is_image, open_contexts, settled
-from builder.engine import Engine, StageWork, Work
+from builder.engine import Engine, StageWork, Tally, Work
 from builder.epoch import plan_of
 from builder.errors import BuildError, DamagedError, gathered, raise_all
 from builder.events import BuildFinished, BuildPlanned, Warned
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from builder.events import Reporter
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
-    from cache.oci import Platform
+    from cache.oci import Layer, Platform
     from cache.store import Store
     from grammar.source import Span
 
@@ -67,39 +67,69 @@ def build(
     started = time.monotonic()
     _check_outputs(request)
     with store.lease(), open_request(request, store, stdin) as contexts:
-        made, work = prepare(request, store, contexts)
-        examined = examine(made, work.stages, contexts)
-        findings = examined.all
+        jobs = prepare_each(request, store, contexts)
+        examined = [examine(made, work.stages, contexts) for made, work in jobs]
+        findings = tuple(dict.fromkeys(finding for each in examined for finding in each.all))
         for finding in findings:
             report(Warned(finding))
-        examined.enforce()
-        report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
-        engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
-        engine.run()
-        image = engine.image(made.target, intermediate=request.squash)
-        if request.squash:
-            image = _squashed(image, store, exact=made.epoch is not None)
+        for each in examined:
+            each.enforce()
+        for made, work in jobs:
+            report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
+        images = []
+        steps = cached = 0
+        for made, work in jobs:
+            engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
+            engine.run()
+            image = engine.image(made.target, intermediate=request.squash or len(jobs) > 1)
+            if request.squash:
+                image = _squashed(image, store, exact=made.epoch is not None, intermediate=len(jobs) > 1)
+            images.append(image)
+            steps, cached = (a + b for a, b in zip(engine.counts(), (steps, cached), strict=True))
+        image = images[0] if len(jobs) == 1 else _index_of(images, store)
         references = [Reference.parse(tag) for tag in request.tags]
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
             _export(image, spec, names, store, report)
         for reference in references:
             store.tag(reference, image.id)
-    steps, cached = engine.counts()
     result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
     report(BuildFinished(result))
     return result
 
 
+def prepare_each(request: BuildRequest, store: Store, contexts: Contexts) -> list[tuple[Plan, Work]]:
+    """What `prepare` gives for the request, or for each of its platforms; what they share is done once."""
+    if not request.platforms:
+        return [prepare(request, store, contexts)]
+    tally = Tally()
+    found = []
+    for platform in request.platforms:
+        made, work = prepare(replace(request, platform=platform), store, contexts)
+        found.append((made, replace(work, label=f"{platform} ", tally=tally)))
+    return found
+
+
+def _index_of(images: Sequence[ImageResult], store: Store) -> ImageResult:
+    """The index of images for several platforms, in the store."""
+    made = store.put_index([store.image(image.id) for image in images])
+    return replace(images[0], id=made.id, manifest=made.manifest, variants=tuple(images))
+
+
 def _check_outputs(request: BuildRequest) -> None:
     """Say before the build what of the outputs can not be done after it."""
     for spec in request.outputs:
-        from builder.export import check
+        from builder.export import check, splits
 
         check(spec)
+        if len(request.platforms) > 1 and spec.type in {"local", "tar"} and not splits(spec, several=True):
+            raise BuildError(
+                f"output type={spec.type}: files of {len(request.platforms)} platforms can not lie in one place",
+                hint="leave out platform-split=false",
+            )
 
 
-def _squashed(image: ImageResult, store: Store, *, exact: bool) -> ImageResult:
+def _squashed(image: ImageResult, store: Store, *, exact: bool, intermediate: bool) -> ImageResult:
     """The image with one layer above its base, in the store; the other one becomes what it was made of."""
     from builder.assembly import squashed
     from cache.compression import Compression
@@ -107,7 +137,7 @@ def _squashed(image: ImageResult, store: Store, *, exact: bool) -> ImageResult:
 
     layers = squash(store, image.layers, image.inherited, Compression("gzip", exact=exact))
     config = squashed(image, layers)
-    made = store.put_image(config, layers, parent=image.id)
+    made = store.put_image(config, layers, parent=image.id, intermediate=intermediate)
     return ImageResult(made.id, config, layers, made.manifest, image.inherited)
 
 
@@ -195,12 +225,20 @@ def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Pl
     images = _images(stages, made, named, store, errors)
     check_steps(stages, contexts, images, errors)
     check_layers(stages, made, contexts, errors, squash=request.squash)
+    errors += emulation.check(stages, store.root / "tmp", lambda layers, path: _has_file(store, layers, path))
     raise_all(errors)
     made = _with_unmet_filters(made, request)
     supplies = Supplies(request.run, request.secrets, request.ssh)
     fresh = None if request.no_cache else frozenset(name.lower() for name in request.no_cache_filter)
     use = _cache_use(made, request)
     return made, Work(stages, made.target, contexts, images, request.labels, fresh, made.epoch, supplies, use)
+
+
+def _has_file(store: Store, layers: tuple[Layer, ...], path: str) -> bool:
+    from cache.tree import Tree
+
+    tree = Tree(store, layers)
+    return tree.entry(tree.resolve(os.fsencode(path.strip("/")))) is not None
 
 
 def _cache_use(made: Plan, request: BuildRequest) -> CacheUse:

@@ -45,7 +45,7 @@ from cache.oci import canonical, chain_ids, digest_of
 from cache.reasons import Why
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from builder.bases import BaseImage
     from builder.context import Contexts
@@ -103,12 +103,25 @@ class StageWork(Struct, frozen=True):
         return 1 + sum(lowered.step is not None for lowered in self.lowered)
 
 
+class Tally(Struct):
+    """What the builds for several platforms of one file have in common.
+
+    numbers: what events call steps by. fates: how each fared. done: keys of the steps that were done anew, which are
+    not done again for the next platform, whatever is asked of the cache.
+    """
+
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    fates: dict[int, Fate] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
+
+
 class Work(Struct, frozen=True):
     """All that is carried out, and what it draws on.
 
     stages: in the plan's order. images: those that FROM, COPY --from and mounts name, by that name. labels: of the
     command line, for the target. fresh: titles of stages whose steps are not looked up, None for all. epoch: the time
-    of everything that is made, in seconds, None for now.
+    of everything that is made, in seconds, None for now. label: what stands before the names of stages, to tell one
+    platform's from another's.
     """
 
     stages: tuple[StageWork, ...]
@@ -120,6 +133,8 @@ class Work(Struct, frozen=True):
     epoch: int | None = None
     supplies: Supplies = field(default_factory=Supplies)
     cache: CacheUse = CacheUse()
+    label: str = ""
+    tally: Tally = field(default_factory=Tally)
 
 
 class StageRun(Struct):
@@ -155,11 +170,11 @@ class Engine:
         self._stop = stop
         self._index = Index(store.database)
         self._stages = {item.plan.stage.index: StageRun(item) for item in work.stages}
-        self._numbers = itertools.count(1)
+        self._numbers = work.tally.numbers
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._made_runner: Runner | None = None
-        self._fates: dict[int, Fate] = {}
+        self._fates = work.tally.fates
         self._titles = frozenset(
             lowered.title for stage in work.stages for lowered in stage.lowered if lowered.step is not None
         )
@@ -320,7 +335,7 @@ class Engine:
         self._report(
             StepStarted(
                 number,
-                stage.work.plan.title,
+                self._work.label + stage.work.plan.title,
                 stage.steps + 1,
                 stage.work.total,
                 lowered.title,
@@ -332,11 +347,11 @@ class Engine:
             parts, hidden = self._parts(stage, lowered)
             identity = key(parts, hidden=hidden)
             place = self._place(stage, lowered)
-            fresh = self._is_fresh(stage, lowered)
+            fresh = self._is_fresh(stage, lowered) and identity not in self._work.tally.done
             record, why = (None, Why("no cache")) if fresh else self._lookup(identity, place, parts)
             hit = record is not None
             self._fates[number] = Fate(
-                stage.work.plan.title,
+                self._work.label + stage.work.plan.title,
                 stage.steps + 1,
                 stage.work.total,
                 lowered.instruction.span.line,
@@ -355,6 +370,7 @@ class Engine:
                         record = self._perform(stage, lowered, number, identity, started)
                         self._index.record(record, parts, place())
                         stage.dirty = True
+                        self._work.tally.done.add(identity)
                         if record.layer is not None:
                             stage.changed = f"[{stage.work.plan.title} {stage.steps + 1}/{stage.work.total}]"
                 if hit:

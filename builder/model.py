@@ -99,7 +99,8 @@ class BuildRequest(Struct, frozen=True):
 
     context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
     squash: one layer of all that the build adds to its base. reproducible: what is made depends on nothing of this
-    machine, this user and this moment, as far as it is the builder's.
+    machine, this user and this moment, as far as it is the builder's. platforms: two or more, for an index of an image
+    for each; `platform` is the first of them then.
     """
 
     context: str = "."
@@ -110,6 +111,7 @@ class BuildRequest(Struct, frozen=True):
     build_contexts: tuple[tuple[str, str], ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     platform: Platform | None = None
+    platforms: tuple[Platform, ...] = ()
     no_cache: bool = False
     no_cache_filter: frozenset[str] = frozenset()
     outputs: tuple[OutputSpec, ...] = ()
@@ -449,7 +451,8 @@ class Lowered(Struct, frozen=True):
 class ImageResult(Struct, frozen=True):
     """A finished image: its config, layers and blobs, all of them in the store.
 
-    inherited: so many of the lowest layers are those of the base.
+    inherited: so many of the lowest layers are those of the base. variants: the images of an index, one for each
+    platform; `id` and `manifest` are then the index's, the rest is the first one's.
     """
 
     id: Digest
@@ -457,6 +460,7 @@ class ImageResult(Struct, frozen=True):
     layers: tuple[Layer, ...]
     manifest: Descriptor
     inherited: int = 0
+    variants: tuple[ImageResult, ...] = ()
 
 
 class BuildResult(Struct, frozen=True):

@@ -113,6 +113,8 @@ def verify(
     """
     if request.context == "-" or request.file == "-":
         raise BuildError("verify builds twice, and standard input can be read once", hint="name a folder or a file")
+    if request.platforms:
+        raise BuildError("verify compares builds for one platform", hint="--platform with one of them")
     request = replace(request, no_cache=True, tags=(), outputs=())
     with ExitStack() as stack:
         started = time.time()
