@@ -14,7 +14,15 @@ import pytest
 hypothesis.settings.register_profile("pybuild", deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("pybuild")
 
-_OURS = ("PYBUILD_ROOT", "PYBUILD_DEBUG", "BUILDKIT_PROGRESS", "SOURCE_DATE_EPOCH", "NO_COLOR", "DOCKER_HOST")
+_OURS = (
+    "PYBUILD_ROOT",
+    "PYBUILD_DEBUG",
+    "PYBUILD_LIMITS",
+    "BUILDKIT_PROGRESS",
+    "SOURCE_DATE_EPOCH",
+    "NO_COLOR",
+    "DOCKER_HOST",
+)
 
 
 @pytest.fixture(autouse=True)
