@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from builder import causes
-from builder.build import open_request, prepare
+from builder.build import open_request, prepare, remote_of
 from builder.causes import Cause, Sample
 from builder.engine import Engine
 from builder.errors import BuildError
@@ -30,13 +30,14 @@ from cache.tree import Tree
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from builder.assembly import Made
     from builder.context import Change
     from builder.engine import Ground, Work
     from builder.events import Reporter
     from builder.model import BuildRequest, ImageResult
+    from builder.registries import Registries
     from cache.entries import Entry
     from cache.oci import Layer
 
@@ -105,11 +106,12 @@ def verify(
     report: Reporter,
     stop: threading.Event,
     keep: Path | None = None,
+    registries: Callable[[], Registries] | None = None,
 ) -> Verdict:
     """Build twice and compare. store: where bases come from; nothing else is read from it or written to it.
 
     scratch: an empty folder for the two stores, to be removed by the caller. keep: a folder to write both versions of
-    the files that differ to, below `1` and `2`. Raises as `build` does.
+    the files that differ to, below `1` and `2`. registries: as of `build`. Raises as `build` does.
     """
     if request.context == "-" or request.file == "-":
         raise BuildError("verify builds twice, and standard input can be read once", hint="name a folder or a file")
@@ -118,7 +120,8 @@ def verify(
     request = replace(request, no_cache=True, tags=(), outputs=())
     with ExitStack() as stack:
         started = time.time()
-        first = _once(request, store, stack.enter_context(Store.open(scratch / "one")), isolation, report, stop, None)
+        one = stack.enter_context(Store.open(scratch / "one"))
+        first = _once(request, store, one, isolation, report, stop, registries, None)
         # Times are told in seconds: a step of both builds is not to fall into one.
         left = _SHORTEST - (time.time() - started)
         if left > 0 and stop.wait(left):
@@ -127,7 +130,7 @@ def verify(
         other = Store.open(scratch / "another-place" / "two")
         umask = os.umask(0o027)
         try:
-            second = _once(request, store, stack.enter_context(other), isolation, report, stop, _elsewhere)
+            second = _once(request, store, stack.enter_context(other), isolation, report, stop, registries, _elsewhere)
         finally:
             os.umask(umask)
         return _compared(first, second, keep)
@@ -148,13 +151,14 @@ def _once(
     isolation: Ground,
     report: Reporter,
     stop: threading.Event,
+    registries: Callable[[], Registries] | None,
     change: Change | None,
 ) -> _Built:
     with bases.lease(), store.lease(), open_request(request, store, None) as contexts:
         if change is not None:
             contexts.alter(change)
         _bring_bases(bases, store)
-        made, work = prepare(request, store, contexts)
+        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop))
         examine(made, work.stages, contexts).enforce()
         engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
         engine.run()

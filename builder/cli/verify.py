@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.cli.build import BUILD, request_of, style_of
 from builder.cli.flags import Command, Flag, UsageError
-from builder.cli.opened import choose_isolation, open_store
+from builder.cli.opened import choose_isolation, open_registries, open_store
 from builder.terminal import progress
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 _TAKEN = {
     "file", "target", "build-arg", "build-context", "label", "platform", "reproducible", "progress", "quiet", "secret",
-    "ssh", "add-host", "network", "shm-size", "ulimit", "allow", "ignorefile", "isolation",
+    "ssh", "add-host", "network", "shm-size", "ulimit", "allow", "ignorefile", "isolation", "pull", "insecure",
 }  # fmt: skip
 
 VERIFY = Command(
@@ -73,7 +74,14 @@ def verify(given: Given, around: Surroundings) -> int:
         )
         try:
             verdict = perform(
-                request, store=store, scratch=scratch, isolation=isolation, report=display, stop=stop, keep=keep
+                request,
+                store=store,
+                scratch=scratch,
+                isolation=isolation,
+                report=display,
+                stop=stop,
+                keep=keep,
+                registries=functools.cache(lambda: open_registries(given, around.environ)),
             )
         except Exception:
             if stopped.code is not None:
