@@ -173,10 +173,6 @@ def _local(text: str, platform: Platform, store: Store, *, lenient: bool) -> Ima
         image = _for_platform_of(image, text, platform, store)
     except NotFoundError:
         image = None
-    except BuildError:
-        if lenient:
-            raise
-        return None
     try:
         reference = Reference.parse(text)
     except StoreError:
