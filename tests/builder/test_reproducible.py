@@ -43,7 +43,7 @@ RUN --mount=type=bind,target=/context find /context -type f -exec stat -c '%n %a
 FROM base
 RUN truncate -s 3000000 /sparse && echo end >>/sparse
 COPY --from=build /out /facts /src/ /
-RUN rm /bin/id
+RUN rm -r /bin/id && mkdir /made && rmdir /made
 """
 
 
