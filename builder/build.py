@@ -98,7 +98,7 @@ def build(
         references = _references(request)
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
-            _export(image, spec, names, store, report, registries)
+            _export(image, spec, names, store, report, registries, stop)
         if whole:
             for reference in references:
                 store.tag(reference, image.id)
@@ -248,10 +248,11 @@ def _export(
     store: Store,
     report: Reporter,
     registries: Callable[[], Registries] | None,
+    stop: threading.Event,
 ) -> None:
     from builder.export import export
 
-    export(image, spec, names, store, report, registries)
+    export(image, spec, names, store, report, registries, stop)
 
 
 def remote_of(
