@@ -374,6 +374,8 @@ def prepare(
     errors += emulation.check(stages, store.root / "tmp", lambda layers, path: _has_file(store, layers, path))
     raise_all(errors)
     made = _with_unmet_filters(made, request)
+    if request.reproducible:
+        made = replace(made, findings=(*made.findings, *_unsteady()))
     supplies = Supplies(request.run, request.secrets, request.ssh)
     fresh = None if request.no_cache else frozenset(name.lower() for name in request.no_cache_filter)
     use = _cache_use(made, request)
@@ -400,6 +402,22 @@ def _cache_use(made: Plan, request: BuildRequest) -> CacheUse:
     if use.from_line > lines:
         raise BuildError(f"--no-cache-from {use.from_line}: {made.dockerfile.source.name} has {lines} lines")
     return replace(use, required=use.required and frozenset(name.lower() for name in use.required))
+
+
+def _unsteady() -> list[Finding]:
+    """A finding where this Python compresses otherwise than most: its layers have other digests, with the same ids."""
+    import zlib
+
+    if "ng" not in zlib.ZLIB_RUNTIME_VERSION:
+        return []
+    return [
+        Finding(
+            "OtherZlib",
+            f"this Python has zlib-ng ({zlib.ZLIB_RUNTIME_VERSION}): the image has the same id as elsewhere, and gzip "
+            "layers of other digests",
+            hint="a Python with zlib, or an output with compression=uncompressed",
+        )
+    ]
 
 
 def _with_unmet_filters(made: Plan, request: BuildRequest) -> Plan:

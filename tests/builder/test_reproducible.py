@@ -145,6 +145,28 @@ def test_layers_are_the_same_on_any_processor(bench: Bench) -> None:
     assert made.compress(plain) + made.flush() == data
 
 
+def test_another_zlib_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zlib
+
+    monkeypatch.setattr(zlib, "ZLIB_RUNTIME_VERSION", "1.3.1.zlib-ng")
+    done = bench.build("FROM scratch\nCOPY z /z\n", FILES, "--reproducible")
+    assert [event["rule"] for event in done.events if event["event"] == "warning"] == ["OtherZlib"]
+    done = bench.build("FROM scratch\nCOPY z /z\n", FILES)
+    assert [event for event in done.events if event["event"] == "warning"] == []
+
+
+def test_the_commit_of_a_checkout(bench: Bench) -> None:
+    bench.words("FROM scratch\nCOPY z /z\n", FILES)
+    git = ["git", "-C", str(bench.context), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    env = environment(
+        GIT_AUTHOR_DATE="@100 +0000", GIT_COMMITTER_DATE="@1234567890 +0100", GIT_CONFIG_GLOBAL="/dev/null"
+    )
+    for words in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *words], check=True, env=env)
+    bench.build(None, None, "--build-arg", "SOURCE_DATE_EPOCH=context")
+    assert bench.image().config["created"] == "2009-02-13T23:31:30Z"
+
+
 def test_times_and_modes_stay_where_nobody_asked(bench: Bench) -> None:
     write(bench.context, FILES)
     os.utime(bench.context / "z", (1_500_000_000, 1_500_000_000))
