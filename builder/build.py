@@ -21,11 +21,11 @@ from builder.context import is_image, open_contexts, settled
 from builder.engine import Engine, StageWork, Tally, Work
 from builder.epoch import plan_of
 from builder.errors import BuildError, CancelledError, DamagedError, gathered, raise_all
-from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Warned
+from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Inspected, Warned
 from builder.handlers import files
 from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
-from builder.survey import examine
+from builder.survey import examine, settings_of
 from cache.digests import Digests
 from cache.errors import CorruptError
 from cache.index import Index
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
     from builder.registries import Registries
+    from builder.survey import Examined
     from cache.oci import Layer, Platform
     from cache.remote import Remotes
     from cache.store import Image, Store
@@ -75,7 +76,7 @@ def build(
         _caches(request, store, report, registries) as remotes,
     ):
         jobs = prepare_each(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
-        examined = [examine(made, work.stages, contexts) for made, work in jobs]
+        examined = [examine(made, work.stages, contexts, request.lint.settings) for made, work in jobs]
         findings = tuple(dict.fromkeys(finding for each in examined for finding in each.all))
         for finding in findings:
             report(Warned(finding))
@@ -84,14 +85,18 @@ def build(
         for made, work in jobs:
             report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
         images = []
-        steps = cached = 0
+        steps = cached = written = 0
         whole = True
-        for made, work in jobs:
+        for (made, work), seen in zip(jobs, examined, strict=True):
             engine = _carried_out(work, request, store, isolation, report, stop, remotes)
             image = engine.image(made.target, intermediate=request.squash or len(jobs) > 1)
             if request.squash:
                 image = _squashed(image, store, exact=made.epoch is not None, intermediate=len(jobs) > 1)
+            if request.lint.layers or request.lint.budget:
+                new = _inspect(image, engine, made, work, request, store, report, seen)
+                findings = tuple(dict.fromkeys((*findings, *new)))
             images.append(image)
+            written += engine.written
             whole = whole and engine.is_whole(made.target)
             steps, cached = (a + b for a, b in zip(engine.counts(), (steps, cached), strict=True))
         image = images[0] if len(jobs) == 1 else _index_of(images, store)
@@ -106,7 +111,7 @@ def build(
             remotes.adopt()
         if remotes is not None and any(place.type != "inline" for place in request.cache_to):
             _finish(remotes, request, report, stop)
-    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
+    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings, written)
     report(BuildFinished(result))
     return result
 
@@ -131,6 +136,62 @@ def _index_of(images: Sequence[ImageResult], store: Store) -> ImageResult:
     return replace(images[0], id=made.id, manifest=made.manifest, variants=tuple(images))
 
 
+def _inspect(
+    image: ImageResult,
+    engine: Engine,
+    made: Plan,
+    done: Work,
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    examined: Examined,
+) -> list[Finding]:
+    """Look at the layers of what was built, and return what is new. BuildError when a finding is to be an error."""
+    from builder import lint
+    from builder.inspection import subject_of, unused_context
+    from builder.lint import layers
+    from builder.lint.efficiency import efficiency
+    from builder.lint.settings import Settings, judge
+
+    use = request.lint
+    # A squashed layer is no one instruction's.
+    work = None if request.squash else engine.trail(made.target)
+    unused = unused_context(done.stages, done.contexts, made.dockerfile.source) if use.layers else ()
+    subject = subject_of(image, store, work=work, budget=use.budget, unused=unused)
+    rules = layers.RULES if use.layers else [rule for rule in layers.RULES if rule.demanded]
+    demanded = {rule.name for rule in rules if rule.demanded}
+    before = examined.findings
+    if use.settings is None:
+        found = layers.examine(subject, settings_of(made), rules)
+    else:
+        checks = [rule.name for rule in lint.RULES] if examined.error else []
+        judged = judge(
+            [*examined.raw, *layers.examine(subject, None, rules)],
+            use.settings,
+            made.dockerfile,
+            ran={*examined.looked, *(rule.name for rule in rules)},
+            known=lint.known(),
+            errors=checks,
+            always=demanded,
+        )
+        found = [finding for finding in judged if finding not in before]
+    for finding in found:
+        report(Warned(finding))
+    if use.layers:
+        report(Inspected(efficiency(subject)))
+    settings = use.settings or Settings()
+    failing = [
+        finding.rule
+        for finding in (*before, *found)
+        if finding.rule in demanded or (use.error and settings.fails([finding]))
+    ]
+    if failing:
+        names = ", ".join(dict.fromkeys(failing))
+        hint = "the image is in the store without a name"
+        raise BuildError(f"lint violation found for rules: {names}; no name was given and nothing written", hint=hint)
+    return found
+
+
 @contextmanager
 def _caches(
     request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
@@ -152,6 +213,8 @@ def _caches(
 def _is_kept(request: BuildRequest) -> bool:
     """Whether all bytes of the image are wanted here."""
     elsewhere = {"cacheonly", "registry"}
+    if request.lint.layers or request.lint.budget:
+        return True
     # An index is made of what is here.
     if (
         request.squash
