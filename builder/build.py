@@ -73,7 +73,7 @@ def build(
     with (
         store.lease(),
         open_request(request, store, stdin) as contexts,
-        _caches(request, store, report, registries) as remotes,
+        _caches(request, store, report, registries, stop) as remotes,
     ):
         jobs = prepare_each(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
         examined = [examine(made, work.stages, contexts, request.lint.settings) for made, work in jobs]
@@ -194,7 +194,11 @@ def _inspect(
 
 @contextmanager
 def _caches(
-    request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    registries: Callable[[], Registries] | None,
+    stop: threading.Event,
 ) -> Iterator[Remotes | None]:
     """The caches that the request names; None where it names none."""
     if not request.cache_from and not request.cache_to:
@@ -202,7 +206,7 @@ def _caches(
         return
     from builder.sharing import open_caches
 
-    with open_caches(request, store, report, registries) as remotes:
+    with open_caches(request, store, report, registries, stop.is_set) as remotes:
         try:
             yield remotes
         except CancelledError:
@@ -265,7 +269,11 @@ def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: thr
     report(ExportStarted(what))
     started = time.monotonic()
     remotes.save(stop.is_set)
-    remotes.finish()
+    if not remotes.finish():
+        raise CancelledError("the build was stopped")
+    from builder.sharing import trim
+
+    trim(request)
     report(ExportFinished(what, time.monotonic() - started, remotes.traffic.sent))
 
 

@@ -445,7 +445,7 @@ class _Display:
     def outcome(self, event: StepFinished) -> list[str]:
         """How a step ended, in few words; what matters most comes first."""
         if event.cached:
-            return ["CACHED"]
+            return ["CACHED", *([self.paint(_DIM, f"  ({printable(event.reason)})")] if event.reason else [])]
         words = [f"DONE {human_seconds(event.seconds)}"]
         if event.files:
             words.append(f"  +{human_size(event.size)} {event.files} file" + "s" * (event.files != 1))

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cache.oci import Platform
     from cache.store import Store
 
-_NO_REGISTRY = "this version speaks to no registry; bases come from the store and --build-context"
 _NO_LIMITS = "limits on processor and memory of a RUN are not supported; limit pybuild itself, such as by systemd-run"
 
 BUILD = Command(
