@@ -78,6 +78,11 @@ class Ground(Protocol):
         """Why this one and no better one."""
         ...
 
+    @property
+    def shared(self) -> str:
+        """Why RUNs share this machine's network, or empty when they do not."""
+        ...
+
     def executor(self) -> Executor:
         """A new executor, to be closed."""
         ...
@@ -745,7 +750,9 @@ class Engine:
 
         with self._lock:
             if self._made_runner is None:
-                self._report(TierChosen(self._ground.tier, self._ground.reason))
+                reason, shared = self._ground.reason, self._ground.shared
+                reason += f"; RUN shares this machine's network: {shared}" if shared else ""
+                self._report(TierChosen(self._ground.tier, reason))
                 self._made_runner = Runner(
                     self._store,
                     self._ground.executor(),
