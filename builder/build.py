@@ -10,7 +10,7 @@ import io
 import os
 import time
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, BinaryIO
 
 from msgspec.structs import replace
@@ -84,25 +84,34 @@ def build(
             each.enforce()
         for made, work in jobs:
             report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
-        images = []
+        references = _references(request)
+        names = tuple(reference.full for reference in references)
+        several = len(jobs) > 1
+
+        def put_out(engine: Engine, made: Plan, work: Work, seen: Examined) -> tuple[ImageResult, list[Finding]]:
+            image = engine.image(made.target, intermediate=request.squash or several)
+            if request.squash:
+                image = _squashed(image, store, exact=made.epoch is not None, intermediate=several)
+            found: list[Finding] = []
+            if request.lint.layers or request.lint.budget:
+                found = _inspect(image, engine, made, work, request, store, report, seen)
+            for spec in () if several else request.outputs:
+                _export(image, spec, names, store, report, registries, stop)
+            return image, found
+
+        images: list[ImageResult] = []
         steps = cached = written = 0
         whole = True
         for (made, work), seen in zip(jobs, examined, strict=True):
-            engine = _carried_out(work, request, store, isolation, report, stop, remotes)
-            image = engine.image(made.target, intermediate=request.squash or len(jobs) > 1)
-            if request.squash:
-                image = _squashed(image, store, exact=made.epoch is not None, intermediate=len(jobs) > 1)
-            if request.lint.layers or request.lint.budget:
-                new = _inspect(image, engine, made, work, request, store, report, seen)
-                findings = tuple(dict.fromkeys((*findings, *new)))
+            act = partial(put_out, made=made, work=work, seen=seen)
+            engine, image, found = _carried_out(work, request, store, isolation, report, stop, remotes, act)
+            findings = tuple(dict.fromkeys((*findings, *found)))
             images.append(image)
             written += engine.written
             whole = whole and engine.is_whole(made.target)
             steps, cached = (a + b for a, b in zip(engine.counts(), (steps, cached), strict=True))
-        image = images[0] if len(jobs) == 1 else _index_of(images, store)
-        references = _references(request)
-        names = tuple(reference.full for reference in references)
-        for spec in request.outputs:
+        image = _index_of(images, store) if several else images[0]
+        for spec in request.outputs if several else ():
             _export(image, spec, names, store, report, registries, stop)
         if whole:
             for reference in references:
@@ -217,8 +226,6 @@ def _caches(
 def _is_kept(request: BuildRequest) -> bool:
     """Whether all bytes of the image are wanted here."""
     elsewhere = {"cacheonly", "registry"}
-    if request.lint.layers or request.lint.budget:
-        return True
     # An index is made of what is here.
     if (
         request.squash
@@ -239,8 +246,9 @@ def _carried_out(
     report: Reporter,
     stop: threading.Event,
     remotes: Remotes | None,
-) -> Engine:
-    """The build, carried out, with the bytes of the target's layers in the store where they are wanted.
+    put_out: Callable[[Engine], tuple[ImageResult, list[Finding]]],
+) -> tuple[Engine, ImageResult, list[Finding]]:
+    """The build, carried out and put out, with the bytes of the target's layers in the store where they are wanted.
 
     A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
     until then is in the cache.
@@ -253,14 +261,13 @@ def _carried_out(
             engine.run()
             if remotes is not None and _is_kept(request):
                 remotes.complete(engine.layers(work.target))
+            return engine, *put_out(engine)
         except CancelledError:
             raise
         except Exception:
             if remotes is None or remotes.lost == lost:
                 raise
             stop.clear()
-        else:
-            return engine
 
 
 def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: threading.Event) -> None:

@@ -39,7 +39,7 @@ from cache.compression import decompressed
 from cache.contents import PIECE
 from cache.errors import CorruptError, LostError, StoreError
 from cache.index import Record
-from cache.layers import listing
+from cache.layers import listing_data
 from cache.oci import Descriptor, Digest, ImageConfig, Layer, Manifest, digest, digest_of, parse_json
 from cache.shelves import read_small
 
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cache.disk import Dialect
-    from cache.entries import Entry
     from cache.index import Part, Place
     from cache.shelves import Repository, Shelf
     from cache.store import Store
@@ -305,7 +304,7 @@ class Remotes:
         self._far: dict[str, Found] = {}
         self._below: dict[str, tuple[Shelf, Descriptor]] = {}
         self._bases: list[tuple[tuple[Layer, ...], Callable[[], object]]] = []
-        self._listings: dict[str, tuple[Entry, ...]] = {}
+        self._listings: dict[str, bytes] = {}
         self._arrivals: dict[str, list[Callable[[], object]]] = {}
         self._lost: set[str] = set()
         self._refusal: StoreError | None = None
@@ -466,7 +465,7 @@ class Remotes:
             if all(self._store.holds(layer.descriptor) for layer in layers):
                 arrived()
 
-    def listing(self, layer: Layer) -> tuple[Entry, ...] | None:
+    def listing(self, layer: Layer) -> bytes | None:
         """What a layer holds that lies elsewhere; None where that has to be found out from the layer's bytes."""
         with self._lock:
             known = self._listings.get(layer.diff_id)
@@ -475,16 +474,16 @@ class Remotes:
             return known
         try:
             data = read_small(found.shelf, found.listing, _LISTING_LIMIT)
-            entries = listings.decode(_gunzipped(data, _LISTING_LIMIT))
+            plain = _gunzipped(data, _LISTING_LIMIT)
+            if not listings.is_sound(plain):
+                return None  # of another version
         except StoreError as error:
             self._tell(f"{found.shelf.title}: {error.message}; the layer itself is read")
             return None
-        if entries is None:
-            return None  # of another version
         with self._lock:
             self.traffic.fetched += len(data)
-            self._listings[layer.diff_id] = entries
-        return entries
+            self._listings[layer.diff_id] = plain
+        return plain
 
     @property
     def lost(self) -> int:
@@ -612,7 +611,7 @@ class Remotes:
             if record.layer is not None:
                 layer = record.layer
                 self._put(shelf, layer.descriptor, lambda: self._store.open_blob(layer.descriptor))
-                data = _gzipped(listings.encode(listing(self._store, layer)))
+                data = _gzipped(listing_data(self._store, layer))
                 entries = self._put_bytes(shelf, data, LISTING)
             else:
                 self._put_bytes(shelf, b"{}", EMPTY.media_type)

@@ -54,6 +54,12 @@ def shelf(tmp_path: Path) -> Path:
     return tmp_path / "shelf"
 
 
+@pytest.fixture
+def played() -> Iterator[PlayedRegistry]:
+    with PlayedRegistry() as registry:
+        yield registry
+
+
 def to(shelf: Path, more: str = "") -> str:
     return f"--cache-to=type=local,dest={shelf}{more}"
 
@@ -104,6 +110,18 @@ def test_no_bytes_of_layers_are_fetched_before_they_are_wanted(machines: list[Ma
     second.build(STAGES, {}, of(shelf))
     assert len(layers(second.root)) == 1 + 3
     assert second.pybuild("fsck").code == 0
+
+
+def test_layers_that_lie_elsewhere_are_looked_into_by_their_listings(machines: list[Machine], shelf: Path) -> None:
+    first, second, _ = machines
+    text = "FROM scratch\nCOPY key /root/.ssh/id_rsa\n"
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ" * 20 + "\n"
+    key += "-----END OPENSSH PRIVATE KEY-----\n"
+    here = [event["rule"] for event in first.build(text, {"key": key}, "--lint", to(shelf)).events if "rule" in event]
+    assert here
+    done = second.build(None, {}, "--lint", of(shelf), "--output=type=cacheonly", tag="")
+    assert [event["rule"] for event in done.events if "rule" in event] == here
+    assert layers(second.root) == set()
 
 
 def test_a_run_has_the_files_of_layers_that_were_elsewhere(machines: list[Machine], shelf: Path) -> None:
@@ -286,6 +304,21 @@ def test_a_layer_that_is_damaged_is_made_anew(machines: list[Machine], shelf: Pa
     assert machines[2].image().text("/b") == "1"
 
 
+def test_a_layer_that_turns_out_to_be_damaged_when_it_is_pushed_is_made_anew(
+    machines: list[Machine], shelf: Path, played: PlayedRegistry
+) -> None:
+    first, second, _ = machines
+    text = "FROM scratch\nCOPY a /a\nCOPY d /d\n"
+    first.build(text, FILES, to(shelf))
+    digest = first.image().manifest["layers"][0]["digest"]
+    (shelf / "blobs" / digest.replace(":", "/")).write_bytes(b"x")
+    done = second.build(text, {}, of(shelf), "--push", tag=f"{played.name}/app:1")
+    assert len(warnings(done)) == 1
+    assert "its step is done again" in warnings(done)[0]
+    manifest = json.loads(played.manifests["app", "1"][1])
+    assert all(layer["digest"] in played.has["app"] for layer in manifest["layers"])
+
+
 def test_a_record_of_another_layer_than_its_blob_is_not_believed(machines: list[Machine], shelf: Path) -> None:
     first, second, third = machines
     text = "FROM scratch\nCOPY a /a\n"
@@ -425,12 +458,6 @@ def test_the_step_of_a_machine_that_died_is_done_by_another(
 
 
 # ---------------------------------------------------------------- registries
-
-
-@pytest.fixture
-def played() -> Iterator[PlayedRegistry]:
-    with PlayedRegistry() as registry:
-        yield registry
 
 
 def sent(played: PlayedRegistry) -> int:
