@@ -767,8 +767,15 @@ class TestNetworkOfItsOwn:
             reach = f"nc 127.0.0.1 {server.getsockname()[1]} </dev/null && echo REACHED"
             assert ground.run(reach)[0] != 0
             assert ground.says(reach, network="host") == "REACHED"
-        text = ground.says("(echo in | nc -l -p 7777 &) ; sleep 0.1; nc 127.0.0.1 7777 </dev/null")
+        text = ground.says("(echo in | nc -l -p 7777 &) ; sleep 0.3; nc 127.0.0.1 7777 </dev/null")
         assert text == "in"
+
+    def test_abstract_sockets_of_this_machine_are_not_in_it(self, ground: Ground) -> None:
+        mark = f"pybuild-{os.getpid()}-{time.time_ns()}"
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"\0{mark}")
+            assert ground.run(f"grep {mark} /proc/net/unix") == (1, "")
+            assert mark in ground.says(f"grep {mark} /proc/net/unix", network="host")
 
     def test_it_has_a_way_out_and_a_resolver(self, ground: Ground) -> None:
         text = ground.says("ip route; cat /etc/resolv.conf", resolv_conf=b"nameserver 127.0.0.53\nsearch there\n")
