@@ -226,13 +226,11 @@ def _caches(
 def _is_kept(request: BuildRequest) -> bool:
     """Whether all bytes of the image are wanted here."""
     elsewhere = {"cacheonly", "registry"}
-    # An index is made of what is here.
-    if (
-        request.squash
-        or request.platforms
-        or not request.outputs
-        or any(spec.type not in elsewhere for spec in request.outputs)
-    ):
+    if request.platforms:
+        return True  # for the index
+    if request.lint.layers or request.lint.budget:
+        return True  # to be looked into
+    if request.squash or not request.outputs or any(spec.type not in elsewhere for spec in request.outputs):
         return True
     # A name is for the store, unless it says where to push to.
     return bool(request.tags) and all(spec.type != "registry" for spec in request.outputs)
