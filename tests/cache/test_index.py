@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -318,31 +317,6 @@ def test_who_asks_at_once_is_told_the_same(store: Store, index: Index) -> None:
 
 
 # ---------------------------------------------------------------- speed
-
-
-def test_a_lookup_takes_as_long_among_many(store: Store, index: Index) -> None:
-    def middle() -> float:
-        times = []
-        for number in range(200):
-            started = time.perf_counter()
-            index.lookup(f"{number % 7}")
-            times.append(time.perf_counter() - started)
-        return sorted(times)[100]
-
-    for number in range(10):
-        index.record(plain(f"{number}"), [], at())
-    among_few = middle()
-    with store.database.transaction() as connection:
-        connection.executemany(
-            "INSERT INTO records (key, step, size, files, created, seconds, build, title, parts) "
-            "VALUES (?, ?, 0, 0, 0, 0, ?, ?, '[]')",
-            [(f"many {n}", f"step {n // 4}", f"/src{n // 500}", f"RUN {n // 8}") for n in range(50_000)],
-        )
-    assert middle() < 4 * among_few
-    started = time.perf_counter()
-    for number in range(20):
-        index.record(plain(f"new {number}"), [], at("RUN 7", 7))
-    assert (time.perf_counter() - started) / 20 < 0.01
 
 
 def test_every_question_of_a_step_is_answered_by_an_index(store: Store, index: Index) -> None:

@@ -827,13 +827,13 @@ def test_four_processes_at_once(tmp_path: Path) -> None:
         assert store.database.query("SELECT * FROM doomed") == []
 
 
-def test_index_json_of_many_images_is_quick(store: Store) -> None:
+def test_index_json_of_many_images_is_written_from_the_database_alone(store: Store) -> None:
     with store.database.transaction():
-        for number in range(300):
+        for number in range(50):
             tagged(store, f"app{number}", b"%d" % number)
-    started = time.perf_counter()
-    for number in range(10):
-        store.tag(Reference.parse(f"new:{number}"), store.image("app1").id)
-    # 1 ms for 100 images is the aim; a test on a busy machine allows ten times as much.
-    assert (time.perf_counter() - started) / 10 < 0.030
-    assert len(listed(store)) == 310
+    image = store.image("app1").id
+    with pytest.MonkeyPatch.context() as patch:
+        for reader in ("read_blob", "open_blob"):
+            patch.setattr(Store, reader, lambda *_: pytest.fail("no blob need be read"))
+        store.tag(Reference.parse("new:1"), image)
+    assert len(listed(store)) == 51
