@@ -312,6 +312,15 @@ def try_user_namespace() -> None:
     try_mounts()
 
 
+def stand_for(uid: int, gid: int) -> None:
+    """Enter a user namespace in which this process's only user and group have other numbers."""
+    unshare(CLONE_NEWUSER)
+    for name, inside in (("uid_map", uid), ("gid_map", gid)):
+        file = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(file, b"%d 0 1" % inside)
+        os.close(file)
+
+
 def _start_helper(act: Callable[[int], str]) -> Callable[[], str]:
     """Fork a process that stays outside. The result, called after unshare(2), lets it act on this process's maps."""
     go_reading, go = os.pipe()
@@ -1228,7 +1237,7 @@ class Run:
         request = self.request
         uid, gid = request["uid"], request["gid"]
         if request["single"]:
-            return
+            return  # `stand_for` gave it the only id there is
         try:
             os.setgroups(request["groups"])
             os.setresgid(gid, gid, gid)
@@ -1244,6 +1253,8 @@ class Run:
         limit(request["ulimits"])
         # Python ignores these two; handlers end by themselves with exec, and `main` saw to the others.
         default_signals((SIGPIPE, SIGXFSZ))
+        if request["single"] and (request["uid"] or request["gid"]):
+            stand_for(request["uid"], request["gid"])
         if not request["insecure"]:
             bound_capabilities()
             for code in filters:

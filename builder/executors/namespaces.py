@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.errors import BuildError, UnsupportedError
 from builder.executors.conversation import Ended, check, converse
+from cache.disk import mark_new
 from cache.snapshots import DirectoryRoot, OverlayRoot
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class NamespaceExecutor:
         self._single = single
         self._lock = threading.Lock()
         self._server: socket.socket | None = None
+        self._said = False
 
     @property
     def tier(self) -> str:
@@ -54,10 +56,7 @@ class NamespaceExecutor:
         """Run to the end: see `Executor.run`."""
         check(spec, stop)
         if self._single and (spec.uid or spec.gid):
-            raise UnsupportedError(
-                f"user {spec.uid}:{spec.gid} can not be had in tier {self._tier}, which has one id",
-                hint="more ids take newuidmap and ranges in /etc/subuid and /etc/subgid",
-            )
+            self._stand_in(spec, output)
         ours, theirs = socket.socketpair()
         reading, writing = os.pipe()
         try:
@@ -67,7 +66,10 @@ class NamespaceExecutor:
                         self._request(theirs, writing, spec)
                     finally:
                         os.close(writing)
-                return self._converse(ours, reading, spec, output, stop)
+                status = self._converse(ours, reading, spec, output, stop)
+                if self._single and (spec.uid or spec.gid) and isinstance(spec.root, OverlayRoot):
+                    mark_new(os.fsencode(spec.root.upper), spec.uid, spec.gid)
+                return status
         finally:
             os.close(reading)
 
@@ -79,6 +81,18 @@ class NamespaceExecutor:
             with server:
                 server.shutdown(socket.SHUT_WR)
                 server.recv(1)  # its end closes when it ends
+
+    def _stand_in(self, spec: RunSpec, output: Callable[[bytes], None]) -> None:
+        """Say what the one id is not, when it stands for another user: once for a build."""
+        with self._lock:
+            said, self._said = self._said, True
+        if not said:
+            user = f"{spec.uid}:{spec.gid}"
+            text = (
+                f"pybuild: there is one id in tier {self._tier}: user {user} owns all files, may write to them, and is "
+                "in no other group; more ids take newuidmap and ranges in /etc/subuid and /etc/subgid\n"
+            )
+            output(text.encode())
 
     def _request(self, theirs: socket.socket, writing: int, spec: RunSpec) -> None:
         from builder import sandbox

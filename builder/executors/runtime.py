@@ -13,6 +13,8 @@ from builder.errors import UnsupportedError
 from builder.executors.namespaces import NamespaceExecutor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from builder.executors import RunSpec
 
 
@@ -31,6 +33,12 @@ class RuntimeExecutor(NamespaceExecutor):
     def name(self) -> str:
         """What errors call it."""
         return f"{self.tier}, by {os.path.basename(self._program)}"
+
+    def _stand_in(self, spec: RunSpec, output: Callable[[bytes], None]) -> None:  # noqa: ARG002 - nothing is run
+        raise UnsupportedError(
+            f"user {spec.uid}:{spec.gid} can not be had in tier {self.tier} by a runtime",
+            hint="more ids take newuidmap and ranges in /etc/subuid and /etc/subgid",
+        )
 
     def describe(self, spec: RunSpec) -> dict[str, Any]:
         """The request to the server. UnsupportedError for what a runtime can not be told."""

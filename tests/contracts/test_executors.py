@@ -27,7 +27,8 @@ from builder.executors import Bind, Executor, RunSpec, Tmpfs
 from builder.executors.runtime import RuntimeExecutor
 from builder.isolation import choose, connector, runtime_path
 from builder.sandbox import landlock_version
-from cache.snapshots import DirectoryRoot, OverlayRoot, Root
+from cache.disk import OWNER, Dialect
+from cache.snapshots import DirectoryRoot, OverlayRoot, Root, read_upper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -403,18 +404,49 @@ class TestUsers:
 
     def test_another_user(self, ground: Ground) -> None:
         if ground.executor.tier == "rootless-single":
-            with pytest.raises(UnsupportedError, match="user 1000:100 can not be had"):
-                ground.run("true", uid=1000, gid=100)
-            return
+            pytest.skip("has one id only")
         text = ground.says("id -u; id -g; id -G; touch /tmp/x; stat -c %u:%g /tmp/x", uid=1000, gid=100, groups=(7, 8))
         assert text == "1000\n100\n100 7 8\n1000:100"
         assert ground.run("touch /x", uid=1000, gid=100)[0] == 1
         assert ground.says("grep CapEff /proc/self/status", uid=1000, gid=100).split()[1] == "0" * 16
 
+    def test_one_id_stands_for_another_user(self, ground: Ground) -> None:
+        if ground.executor.tier != "rootless-single":
+            pytest.skip("has many ids")
+        if RUNTIME:
+            with pytest.raises(UnsupportedError, match="user 1000:100 can not be had"):
+                ground.run("true", uid=1000, gid=100)
+            return
+        root = ground.overlay()
+        assert isinstance(root, OverlayRoot)
+        (root.upper / "etc").mkdir()
+        marked = root.upper / "etc/theirs"
+        marked.write_text("x\n")
+        os.setxattr(marked, OWNER, b"7:8:644")
+        (ground.folder / "layers/base/etc/below").write_text("x\n")
+        script = """
+            mkdir -p /tmp/d; echo a > /tmp/d/f; chmod 600 /tmp/d/f; ln -s f /tmp/d/l; mkfifo /tmp/d/p
+            echo b >> /etc/below; echo b >> /etc/theirs
+            id -u; id -g; id -G; grep CapEff /proc/self/status; stat -c %u:%g /tmp/d/f
+        """
+        status, text = ground.run(script, root=root, uid=1000, gid=100, groups=(7, 8))
+        assert status == 0
+        lines = [line for line in text.splitlines() if not line.startswith("pybuild: there is one id")]
+        assert lines == ["1000", "100", "100", "CapEff:\t" + "0" * 16, "1000:100"]
+        assert "there is one id" not in ground.run("true", uid=1001, gid=100)[1]
+        below = [os.fsencode(ground.folder / "layers/base")]
+        found = {entry.path: entry for entry in read_upper(os.fsencode(root.upper), below, Dialect.OVERLAY_USER)}
+        owners = {path.decode(): (found[path].uid, found[path].gid, oct(found[path].mode)) for path in found}
+        assert owners["tmp/d"] == (1000, 100, "0o755")
+        assert owners["tmp/d/f"] == (1000, 100, "0o600")
+        assert owners["etc/below"][:2] == (0, 0)
+        assert owners["etc/theirs"][:2] == (7, 8)
+
     def test_another_user_may_open_its_output_again(self, ground: Ground) -> None:
-        if ground.executor.tier == "rootless-single":
+        if RUNTIME and ground.executor.tier == "rootless-single":
             pytest.skip("has one id only")
-        assert ground.says("echo a > /dev/stdout; echo b > /dev/stderr", uid=1000, gid=100) == "a\nb"
+        text = ground.says("echo a > /dev/stdout; echo b > /dev/stderr", uid=1000, gid=100)
+        assert text.splitlines()[-2:] == ["a", "b"]
 
     def test_owners_can_be_changed(self, ground: Ground) -> None:
         text = ground.says("touch /x && chown 5:6 /x && stat -c %u:%g /x")
@@ -735,8 +767,15 @@ class TestNetworkOfItsOwn:
             reach = f"nc 127.0.0.1 {server.getsockname()[1]} </dev/null && echo REACHED"
             assert ground.run(reach)[0] != 0
             assert ground.says(reach, network="host") == "REACHED"
-        text = ground.says("(echo in | nc -l -p 7777 &) ; sleep 0.1; nc 127.0.0.1 7777 </dev/null")
+        text = ground.says("(echo in | nc -l -p 7777 &) ; sleep 0.3; nc 127.0.0.1 7777 </dev/null")
         assert text == "in"
+
+    def test_abstract_sockets_of_this_machine_are_not_in_it(self, ground: Ground) -> None:
+        mark = f"pybuild-{os.getpid()}-{time.time_ns()}"
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"\0{mark}")
+            assert ground.run(f"grep {mark} /proc/net/unix") == (1, "")
+            assert mark in ground.says(f"grep {mark} /proc/net/unix", network="host")
 
     def test_it_has_a_way_out_and_a_resolver(self, ground: Ground) -> None:
         text = ground.says("ip route; cat /etc/resolv.conf", resolv_conf=b"nameserver 127.0.0.53\nsearch there\n")
