@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from builder.cli.budget import AUTO, keep_budget
 from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError, fields, pairs
 from builder.cli.opened import INSECURE, choose_isolation, open_registries, open_store, pull_policy
 from builder.model import Budget, BuildRequest, CacheUse, LintUse, OutputSpec, RunOptions, SecretSource, SshSource
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from builder.cli.surroundings import Surroundings
     from builder.model import BuildResult, CachePlace
     from cache.oci import Platform
-    from cache.store import Store
 
 _NO_LIMITS = "limits on processor and memory of a RUN are not supported; limit pybuild itself, such as by systemd-run"
 
@@ -156,7 +156,6 @@ Exit codes: 0 built, 1 the build failed, 2 wrong command line, 3 damaged store o
 )
 
 _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_AUTO = -1
 _NETWORKS = ("default", "none", "host")
 _ENTITLEMENTS = ("network.host", "security.insecure")
 
@@ -173,7 +172,6 @@ def build(given: Given, around: Surroundings) -> int:
         from builder.cli.looking import lint_use
 
         request = replace(request, lint=lint_use(request, around))
-    limit = budget_of(given, around.environ)
     if given.on("dry-run"):
         return _dry_run(request, given, around)
     if given.has("call") or given.on("check"):
@@ -189,6 +187,7 @@ def build(given: Given, around: Surroundings) -> int:
             Path(given.one(name)).unlink(missing_ok=True)
     # Entering a user namespace is for a process without threads; the display has one.
     isolation = choose_isolation(given.one("isolation", "auto"), given.one("require-isolation", ""))
+    limit = budget_of(given, around.environ)
     stop = threading.Event()
     with Stop(stop) as stopped, open_store(given, around.environ) as store:
         from builder.build import build as perform
@@ -216,42 +215,12 @@ def build(given: Given, around: Surroundings) -> int:
             raise
         finally:
             display.close()
-        _write_results(given, result)
-        if style == "quiet":
-            around.say(result.image.id)
-        # The last thing, when all that was asked for is there.
-        if result.steps > result.cached:
-            _keep_budget(store, limit, result.written, style, around)
+    _write_results(given, result)
+    if style == "quiet":
+        around.say(result.image.id)
+    if result.steps > result.cached:
+        keep_budget(store, limit, result.written, around if style in {"auto", "plain", "tty"} else None)
     return 0
-
-
-def _keep_budget(store: Store, limit: int | None, written: int, style: str, around: Surroundings) -> None:
-    """Cut the cache down to its budget, and say so where there is someone to read it."""
-    from cache import budget
-    from cache.errors import StoreError
-
-    most = budget.default(store) if limit == _AUTO else budget.Budget(limit)
-    try:
-        done = budget.keep(store, most, written)
-    except StoreError:
-        return  # the build is done; the next one tries again
-    if done is not None and style not in {"quiet", "none", "rawjson"}:
-        from builder.terminal import human_size
-
-        count = len(done.items)
-        print(
-            f"the cache was over its budget: {human_size(sum(item.size for item in done.items))} of it removed, "
-            f"{count} thing{'s' * (count != 1)} not used for longest",
-            file=around.stderr,
-        )
-
-
-def budget_of(given: Given, environ: Mapping[str, str]) -> int | None:
-    """How many bytes the cache may take: None for any number, `_AUTO` for what the disk's size makes of it."""
-    text = given.one("cache-budget") or environ.get("PYBUILD_CACHE_BUDGET") or "auto"
-    if text in {"auto", "none"}:
-        return _AUTO if text == "auto" else None
-    return size(text, "cache-budget")
 
 
 def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
@@ -556,6 +525,14 @@ def size(text: str, flag: str) -> int:
     if value <= 0:
         raise UsageError(f"--{flag} {text!r} is not a size", hint="64m, 1g, 1048576")
     return value
+
+
+def budget_of(given: Given, environ: Mapping[str, str]) -> int | None:
+    """How many bytes the cache may take: None for any number, AUTO for what the disk's size makes of it."""
+    text = given.one("cache-budget") or environ.get("PYBUILD_CACHE_BUDGET") or "auto"
+    if text in {"auto", "none"}:
+        return AUTO if text == "auto" else None
+    return size(text, "cache-budget")
 
 
 def ulimit(text: str) -> tuple[str, int, int]:
