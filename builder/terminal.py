@@ -181,11 +181,13 @@ def render_finding(finding: Finding, *, colour: bool = False) -> str:
 def render_efficiency(found: Efficiency, *, colour: bool = False) -> str:
     """What each line ships and what of it can be seen, as a table; below it what can not, as a tree."""
     paint = _Paint(colour=colour)
-    rows = [("LINE", "SHIPPED", "VISIBLE", "WASTED", "INSTRUCTION")]
-    for row in found.lines:
+    lined = any(row.line for row in found.lines)
+    rows = [("LINE" if lined else "LAYER", "SHIPPED", "VISIBLE", "WASTED", "INSTRUCTION")]
+    for row in found.lines if lined else found.layers:
         wasted = human_size(row.wasted) if row.wasted else "-"
-        title = printable(_clipped(" ".join(row.title.split()), _TITLE))
-        line = str(row.line) if row.line else "-"
+        title = printable(_clipped(" ".join(row.title.split()), _TITLE)) or "-"
+        title += "" if row.own or lined else " (base)"
+        line = str(row.line or "-") if lined else str(row.layers[0])
         rows.append((line, human_size(row.shipped), human_size(row.visible), wasted, title))
     total = f"{human_size(found.visible)} of {human_size(found.shipped)} shipped bytes can be seen: {found.ratio:.1%}"
     lines = [columns(rows), paint(_BOLD, total)]
@@ -428,9 +430,10 @@ class _Display:
     def planned(self, event: BuildPlanned) -> None:
         """Take the totals. A lone stage without a name needs none in front of its steps."""
         stages = event.plan.stages
-        self.single = len(stages) == 1 and not stages[0].stage.name
+        # One for each platform comes before the first step.
+        self.single = not self.total and len(stages) == 1 and not stages[0].stage.name
         # FROM is counted in `[2/5]`, and is no step of its own to wait for.
-        self.total = sum(count - 1 for _, count in event.totals)
+        self.total += sum(count - 1 for _, count in event.totals)
 
     def begin(self, event: StepStarted) -> _StepView:
         """Know a step from now on."""
