@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from builder.bases import BaseImage
     from builder.context import Contexts
     from builder.engine import Ground
+    from builder.engines import Engine as Recipient
     from builder.events import Reporter
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, ImageResult, OutputSpec, Plan, StageState
@@ -57,12 +58,13 @@ def build(
     report: Reporter,
     stop: threading.Event,
     stdin: BinaryIO | None = None,
+    recipient: Recipient | None = None,
 ) -> BuildResult:
     """Build what was asked for and say what came out; the image and its names are in the store then.
 
     stop: set it to end the build; CancelledError is raised soon after. stdin: where a context or a Dockerfile called
-    `-` is read from. Raises DockerfileError, BuildError or StoreError; then no name has moved and no output is
-    half-written.
+    `-` is read from. recipient: a Docker or podman that gets the image as well. Raises DockerfileError, BuildError or
+    StoreError; then no name has moved and no output is half-written.
     """
     started = time.monotonic()
     _check_outputs(request)
@@ -81,6 +83,10 @@ def build(
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
             _export(image, spec, names, store, report)
+        if recipient is not None:
+            from builder.engines import hand_over
+
+            hand_over(recipient, [(image.manifest, names)], store, report)
         for reference in references:
             store.tag(reference, image.id)
     steps, cached = engine.counts()

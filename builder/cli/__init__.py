@@ -34,6 +34,8 @@ COMMANDS = {
     "image tag": ("builder.cli.images", "tag", "Give an image another name"),
     "image rm": ("builder.cli.images", "remove", "Remove names, and images that have no other"),
     "image prune": ("builder.cli.images", "prune", "Remove images that nothing needs"),
+    "image diff": ("builder.cli.views", "diff", "Show which files two images have otherwise"),
+    "image tree": ("builder.cli.views", "tree", "Show images as a tree of their layers"),
     "image export": ("builder.cli.transfer", "export", "Write the files of an image to a folder or a tar"),
     "save": ("builder.cli.transfer", "save", "Write images to an archive"),
     "load": ("builder.cli.transfer", "load", "Take images from an archive into the store"),

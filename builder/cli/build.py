@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from builder.cli.flags import Given
     from builder.cli.surroundings import Surroundings
+    from builder.engines import Engine
     from builder.model import BuildResult
     from cache.oci import Platform
 
@@ -84,7 +85,7 @@ BUILD = Command(
         Flag("dry-run", "print the plan and what each instruction comes to; run and write nothing"),
         Flag("call", "tell instead of building: check, outline, targets; with ,format=json as JSON", value="METHOD"),
         Flag("check", "the same as --call=check: look for mistakes, build nothing"),
-        Flag("load", unsupported="the image is in pybuild's store anyway; -o type=docker,dest=- | docker load"),
+        Flag("load", "also hand the image to the Docker that runs here, or to podman"),
         Flag("push", unsupported=_NO_REGISTRY),
         Flag("pull", unsupported=_NO_REGISTRY),
         Flag("cache-from", value="CACHE", many=True, unsupported=_NO_REGISTRY),
@@ -142,6 +143,7 @@ def build(given: Given, around: Surroundings) -> int:
         # What an earlier build left there must not be taken for this one's.
         if given.has(name):
             Path(given.one(name)).unlink(missing_ok=True)
+    engine = _engine(given, around)
     # Entering a user namespace is for a process without threads; the display has one.
     isolation = choose_isolation(given.one("isolation", "auto"), given.one("require-isolation", ""))
     stop = threading.Event()
@@ -155,7 +157,15 @@ def build(given: Given, around: Surroundings) -> int:
             dumb=around.environ.get("TERM", "dumb") == "dumb",
         )
         try:
-            result = perform(request, store=store, isolation=isolation, report=display, stop=stop, stdin=around.stdin)
+            result = perform(
+                request,
+                store=store,
+                isolation=isolation,
+                report=display,
+                stop=stop,
+                stdin=around.stdin,
+                recipient=engine,
+            )
         except Exception:
             if stopped.code is not None:
                 display.close()
@@ -163,10 +173,34 @@ def build(given: Given, around: Surroundings) -> int:
             raise
         finally:
             display.close()
+            if engine is not None:
+                engine.close()
     _write_results(given, result)
     if style == "quiet":
         around.say(result.image.id)
     return 0
+
+
+def _engine(given: Given, around: Surroundings) -> Engine | None:
+    """The engine that --load, or type=docker without dest, means; None when neither was asked for."""
+    if not given.on("load") and not any(_into_engine(output(text)) for text in given.all("output")):
+        return None
+    from builder.engines import find
+
+    return find(around.environ)
+
+
+def _into_engine(spec: OutputSpec) -> bool:
+    """Whether an output is docker's own image store, as in docker: type=docker without dest."""
+    if spec.type != "docker" or spec.dest:
+        return False
+    if spec.attributes:
+        names = ", ".join(name for name, _ in spec.attributes)
+        raise UsageError(
+            f"--output type=docker without dest loads the image as it is, and takes no {names}",
+            hint="-t gives it names; add dest=FILE for an archive",
+        )
+    return True
 
 
 def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
@@ -224,7 +258,7 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         no_cache_filter=frozenset(
             name for text in given.all("no-cache-filter") for name in fields(text, "no-cache-filter") if name
         ),
-        outputs=tuple(output(text) for text in given.all("output")),
+        outputs=tuple(spec for spec in map(output, given.all("output")) if not _into_engine(spec)),
         secrets=tuple(secret(text, environ) for text in given.all("secret")),
         ssh=tuple(ssh(text, environ) for text in given.all("ssh")),
         run=RunOptions(

@@ -38,9 +38,11 @@ bytes.""",
 )
 LOAD = Command(
     name="load",
-    usage="[OPTIONS]",
-    summary="Take images, with their names, from an archive into the store.",
+    usage="[OPTIONS] [IMAGE...]",
+    summary="Take images from an archive into the store; with IMAGE: hand images to a running Docker, or to podman.",
+    words=(0, -1),
     flags=(
+        Flag("to", "who gets the images: docker, podman, or auto (default): the first that is there", value="ENGINE"),
         Flag("input", "the archive, or the folder of an OCI layout (default: standard input)", "i", "FILE"),
         Flag("quiet", "no word about names that moved", "q"),
         Flag("platform", "which image of several platforms (default: this machine's)", value="OS/ARCH"),
@@ -48,7 +50,10 @@ LOAD = Command(
     ),
     notes="""\
 Archives of docker, of any version, of podman, skopeo and others, and OCI layouts, plain or compressed with gzip, zstd,
-xz or bzip2. Every digest is checked; of an archive that is not sound nothing is kept.""",
+xz or bzip2. Every digest is checked; of an archive that is not sound nothing is kept.
+
+With IMAGE, images of the store go the other way, as `pybuild build --load` does it: into the Docker that DOCKER_HOST,
+docker's context or the usual sockets lead to, else into podman.""",
 )
 EXPORT = Command(
     name="image export",
@@ -135,7 +140,9 @@ def _meant(word: str, store: Store) -> Iterator[tuple[Image, str]]:
 
 
 def load(given: Given, around: Surroundings) -> int:
-    """Take the archive in and print what it held, as docker does."""
+    """Take the archive in and print what it held, as docker does; or hand images over."""
+    if given.words or given.has("to"):
+        return _hand_over(given, around)
     from builder.cli.build import platform_of
     from builder.load import load as take_in
     from cache.oci import host_platform
@@ -150,6 +157,37 @@ def load(given: Given, around: Surroundings) -> int:
             around.say(f"Loaded image: {name}")
         if not each.names:
             around.say(f"Loaded image ID: {each.image.id}")
+    return 0
+
+
+def _hand_over(given: Given, around: Surroundings) -> int:
+    """Give images of the store to an engine and print what it says."""
+    from builder.engines import KINDS, find, hand_over
+    from cache.errors import NotFoundError, StoreError
+
+    unfit = [f"--{name}" for name in ("input", "platform", "tag") if given.has(name)]
+    if unfit:
+        raise UsageError(f"{unfit[0]} is for loading an archive, not for handing over images of the store")
+    kind = given.one("to", KINDS[0])
+    if kind not in KINDS:
+        raise UsageError(f"--to {kind!r} is not known", hint="one of " + ", ".join(KINDS))
+    if not given.words:
+        raise UsageError("--to is for images of the store, and none is named", hint="pybuild load --to docker app:1.0")
+    with open_store(given, around.environ) as store, store.lease():
+        try:
+            images = _named(given.words, store)
+        except StoreError as error:
+            file = next((word for word in given.words if os.path.isfile(word)), "")
+            if not file:
+                raise
+            raise NotFoundError(error.message, f"pybuild load -i {file} reads a file") from None
+        engine = find(around.environ, kind)
+        try:
+            said = hand_over(engine, images, store, lambda _: None)
+        finally:
+            engine.close()
+    for line in () if given.on("quiet") else said:
+        around.say(line)
     return 0
 
 
