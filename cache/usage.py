@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from cache.prune import GRACE, doom, drop_intermediates, forget, sweep, to_trash
 from cache.removal import take_away
+from cache.uses import mounted_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -98,10 +99,13 @@ def cut(
         forget(connection)
     trash: list[str] = []
     gone: list[Item] = []
+    shown = mounted_layers(store)
     with _idle(store) as idle:
         for item in chosen:
             if item.kind == "step":
                 gone.append(item)
+                continue
+            if item.path in shown:
                 continue
             moved = (
                 _free_mount(store, item.path) if item.kind == "mount" else to_trash(store, item.path) if idle else None

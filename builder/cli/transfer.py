@@ -1,4 +1,4 @@
-"""`pybuild save`, `load` and `image export`: images and their files, out of the store and into it."""
+"""`pybuild save`, `load`, `image export`, `mount` and `unshare`: images and their files, out of the store and in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.cli.flags import Command, Flag, UsageError
-from builder.cli.opened import open_store
+from builder.cli.opened import choose_isolation, open_store
+from builder.cli.surroundings import ROOT, store_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,6 +64,35 @@ EXPORT = Command(
     notes="""\
 What the folder holds already stays, unless the image has something of the same name. As root, files keep their owners;
 otherwise they become yours and device nodes are left out; a tar has everything.""",
+)
+
+MOUNT = Command(
+    name="image mount",
+    usage="[OPTIONS] [IMAGE [DIR]]",
+    summary="Show the files of an image, read-only, in a folder, without copying; without IMAGE: list what is mounted.",
+    words=(0, 2),
+    flags=(Flag("format", "of the list: table, json, or a template of .ID, .Names, .Place", value="FORMAT"),),
+    notes="""\
+Prints the folder; without DIR it is a fresh one. It takes the right to mount: root's, or that of an ordinary user
+inside `pybuild unshare`, where the mount lasts as long as that shell. Elsewhere `image export` copies the files. An
+image that is mounted can not be removed.""",
+)
+UMOUNT = Command(
+    name="image umount",
+    usage="[OPTIONS] DIR|IMAGE...",
+    summary="Take mounted images away again.",
+    words=(0, -1),
+    flags=(Flag("all", "every one", "a"),),
+)
+UNSHARE = Command(
+    name="unshare",
+    usage="[COMMAND [ARGUMENT...]]",
+    summary="Run a command, or a shell, where an ordinary user may mount images and sees files' true owners.",
+    words=(0, -1),
+    notes="""\
+That is the user namespace in which RUN runs, with a mount namespace of its own: what is mounted there ends with the
+command. The exit code is the command's.""",
+    verbatim=True,
 )
 
 _FORMATS = ("docker-archive", "oci-archive", "oci-dir")
@@ -252,3 +282,81 @@ def export(given: Given, around: Surroundings) -> int:
                 raise
             raise BuildError(f"can not write {where}: {error.strerror or error}") from error
     return 0
+
+
+# ---------------------------------------------------------------- mount
+
+
+def mount(given: Given, around: Surroundings) -> int:
+    """Mount the image and print where, or list the mounts."""
+    if not given.words:
+        return _list_mounts(given, around)
+    from builder.mounting import mount as show
+
+    with open_store(given, around.environ) as store, store.lease():
+        place = Path(given.words[1]) if len(given.words) > 1 else None
+        around.say(str(show(store, store.image(given.words[0]), place)))
+    return 0
+
+
+def _list_mounts(given: Given, around: Surroundings) -> int:
+    from builder.cli.images import formatted
+    from builder.terminal import columns
+    from cache.uses import mounts
+
+    form = given.one("format", "table")
+    with open_store(given, around.environ) as store:
+        names = {image.id: image.names for image in store.images(all=True)}
+        rows = [
+            {"ID": each.image[7:19], "Names": ", ".join(names.get(each.image) or ("<none>",)), "Place": each.place}
+            for each in mounts(store)
+        ]
+    if form == "table":
+        around.say(columns([("IMAGE ID", "NAMES", "FOLDER"), *([*row.values()] for row in rows)]))
+    else:
+        for row in rows:
+            around.say(formatted(form, row))
+    return 0
+
+
+def umount(given: Given, around: Surroundings) -> int:
+    """Unmount each; the first that can not be is an error after the others are gone."""
+    from builder.errors import BuildError
+    from builder.mounting import meant, unmount
+    from cache.errors import StoreError
+    from cache.uses import mounts
+
+    if bool(given.words) == given.on("all"):
+        raise UsageError(
+            "pybuild image umount takes folders or images, or --all", hint="pybuild image mount lists them"
+        )
+    failure: BuildError | StoreError | None = None
+    with open_store(given, around.environ) as store:
+        for word in given.words or [each.place for each in mounts(store)]:
+            try:
+                for found in meant(store, word):
+                    unmount(found)
+                    around.say(found.place)
+            except (BuildError, StoreError) as error:
+                failure = failure or error
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def unshare(given: Given, around: Surroundings) -> int:
+    """Become the command, inside the namespaces."""
+    from builder import sandbox
+    from builder.errors import BuildError
+
+    # Asked before: inside everybody looks like root.
+    root = str(store_root(given.one("root"), around.environ))
+    if choose_isolation("namespaces").tier == "privileged":
+        sandbox.unshare(sandbox.CLONE_NEWNS)
+        sandbox.propagation(sandbox.MS_SLAVE)
+    words = list(given.words) or [around.environ.get("SHELL") or "/bin/sh"]
+    around.stdout.flush()
+    try:
+        os.execvpe(words[0], words, {**around.environ, ROOT: root})  # noqa: S606  no shell: words as they are
+    except OSError as error:
+        raise BuildError(f"can not run {words[0]}: {error.strerror}") from error

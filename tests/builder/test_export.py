@@ -245,7 +245,7 @@ def test_a_terminal_gets_no_archive(image: ImageResult, store: Store, monkeypatc
     [
         (OutputSpec("registry"), "registry"),
         (OutputSpec("nonsense", "x"), "not known"),
-        (OutputSpec("docker"), "daemon"),
+        (OutputSpec("docker"), "running Docker"),
         (OutputSpec("local"), "directory"),
         (OutputSpec("oci", "x", (("compression", "zstd"),)), "compression"),
         (OutputSpec("oci", "x", (("tar", "maybe"),)), "maybe"),
