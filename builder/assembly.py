@@ -17,7 +17,7 @@ from cache.oci import Digest, History, ImageConfig, Layer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from builder.model import Lowered, StageState
+    from builder.model import ImageResult, Lowered, StageState
 
 COMMENT = "buildkit.dockerfile.v0"
 """The comment by which docker's tools know a line that a Dockerfile made."""
@@ -96,3 +96,19 @@ def assemble(
         os_version=base.os_version if base else "",
         os_features=base.os_features if base else (),
     )
+
+
+def squashed(image: ImageResult, layers: Sequence[Layer]) -> ImageConfig:
+    """The config of `image` with all that is above its base made one layer, or none: `layers` are those it has then.
+
+    History as docker's --squash writes it: the build's own lines added nothing, a line at the end did.
+    """
+    history: list[History] = []
+    seen = 0
+    for line in image.config.history:
+        seen += not line.empty_layer
+        history.append(replace(line, empty_layer=True) if seen > image.inherited else line)
+    if len(layers) > image.inherited:
+        below = layers[image.inherited - 1].diff_id if image.inherited else "scratch"
+        history.append(History(created=image.config.created, comment=f"merge {image.id} to {below}"))
+    return replace(image.config, diff_ids=tuple(layer.diff_id for layer in layers), history=tuple(history))

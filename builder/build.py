@@ -23,13 +23,13 @@ from builder.epoch import plan_of
 from builder.errors import BuildError, DamagedError, gathered, raise_all
 from builder.events import BuildFinished, BuildPlanned, Warned
 from builder.handlers import files
-from builder.model import BuildResult, CacheUse, FileStep, Finding, Origin, Supplies
+from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
 from builder.survey import examine
 from cache.digests import Digests
 from cache.errors import CorruptError
 from cache.index import Index
-from cache.oci import MAX_LAYERS, digest_of
+from cache.oci import MAX_LAYERS, MOST_MOUNTED, digest_of
 from cache.reference import Reference
 from grammar.instructions import Dockerfile
 from grammar.source import Source
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from builder.engines import Engine as Recipient
     from builder.events import Reporter
     from builder.fetch import Fetcher
-    from builder.model import BuildRequest, ImageResult, OutputSpec, Plan, StageState
+    from builder.model import BuildRequest, OutputSpec, Plan, StageState
     from cache.oci import Platform
     from cache.store import Store
     from grammar.source import Span
@@ -78,7 +78,9 @@ def build(
         report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
         engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
         engine.run()
-        image = engine.image(made.target)
+        image = engine.image(made.target, intermediate=request.squash)
+        if request.squash:
+            image = _squashed(image, store, exact=made.epoch is not None)
         references = [Reference.parse(tag) for tag in request.tags]
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
@@ -101,6 +103,18 @@ def _check_outputs(request: BuildRequest) -> None:
         from builder.export import check
 
         check(spec)
+
+
+def _squashed(image: ImageResult, store: Store, *, exact: bool) -> ImageResult:
+    """The image with one layer above its base, in the store; the other one becomes what it was made of."""
+    from builder.assembly import squashed
+    from cache.compression import Compression
+    from cache.squash import squash
+
+    layers = squash(store, image.layers, image.inherited, Compression("gzip", exact=exact))
+    config = squashed(image, layers)
+    made = store.put_image(config, layers, parent=image.id)
+    return ImageResult(made.id, config, layers, made.manifest, image.inherited)
 
 
 def _export(image: ImageResult, spec: OutputSpec, names: Sequence[str], store: Store, report: Reporter) -> None:
@@ -184,6 +198,7 @@ def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Pl
     stages = lower_stages(made, found, errors)
     images = _images(stages, made, named, store, errors)
     check_steps(stages, contexts, images, errors)
+    check_layers(stages, made, contexts, errors, squash=request.squash)
     raise_all(errors)
     made = _with_unmet_filters(made, request)
     supplies = Supplies(request.run, request.secrets, request.ssh)
@@ -315,24 +330,48 @@ def lower_stages(made: Plan, found: dict[int, BaseImage | None], errors: list[Bu
 def check_steps(
     work: tuple[StageWork, ...], contexts: Contexts, images: dict[str, BaseImage | None], errors: list[BuildError]
 ) -> None:
-    """What can be found wrong before anything runs goes to `errors`: sources that are not there, too many layers."""
+    """What can be found wrong before anything runs goes to `errors`: sources that are not there."""
     for stage in work:
-        layers = len(stage.base.layers) if stage.base else 0
-        layers += sum(lowered.step is not None for lowered in stage.lowered)
-        if stage.plan.base.stage is None and layers > MAX_LAYERS:
-            errors.append(
-                BuildError(
-                    f"stage {stage.plan.title} would have {layers} layers; docker refuses more than {MAX_LAYERS}",
-                    span=stage.plan.stage.from_.span,
-                    source=contexts.source,
-                    hint="join RUN instructions, or copy the result into a fresh stage",
-                )
-            )
         for lowered in stage.lowered:
             step = lowered.step
             if isinstance(step, FileStep) and step.origin.context is not None and step.origin.context not in images:
                 with gathered(errors):
                     files.check(step, contexts.files(step.origin.context), source=lowered.source)
+
+
+def check_layers(
+    work: tuple[StageWork, ...], made: Plan, contexts: Contexts, errors: list[BuildError], *, squash: bool
+) -> None:
+    """A stage that would have too many layers goes to `errors`, the lowest of a chain of stages only.
+
+    squash: the target's own layers become one, so its chain may have as many as can be mounted.
+    """
+    counts: dict[int, int] = {}
+    chain: set[int | None] = set()
+    at: int | None = made.target if squash else None
+    bases = {stage.plan.stage.index: stage.plan.base.stage for stage in work}
+    while at is not None and at in bases:
+        chain.add(at)
+        at = bases[at]
+    for stage in work:
+        index, below = stage.plan.stage.index, stage.plan.base.stage
+        steps = sum(lowered.step is not None for lowered in stage.lowered)
+        inherited = len(stage.base.layers) if stage.base else counts.get(below, 0) if below is not None else 0
+        counts[index] = inherited + steps
+        limit = MOST_MOUNTED if index in chain else MAX_LAYERS
+        if counts[index] > limit and (below is None or inherited <= limit):
+            errors.append(
+                BuildError(
+                    f"stage {stage.plan.title} would have {counts[index]} layers"
+                    + (f", {inherited} of them from {stage.plan.stage.from_.image.text}; " if inherited else "; ")
+                    + ("overlayfs mounts" if index in chain else "docker takes")
+                    + f" no more than {limit}",
+                    span=stage.plan.stage.from_.span,
+                    source=contexts.source,
+                    hint="join RUN instructions, copy the result into a fresh stage"
+                    + ("" if index in chain else ", or build with --squash"),
+                )
+            )
 
 
 def _origins(step: object) -> list[Origin]:

@@ -41,7 +41,7 @@ from builder.model import (
 from cache.claims import Claim
 from cache.errors import StoreError
 from cache.index import Fate, Index, Place, Record, key
-from cache.oci import MAX_LAYERS, canonical, chain_ids, digest_of
+from cache.oci import canonical, chain_ids, digest_of
 from cache.reasons import Why
 
 if TYPE_CHECKING:
@@ -126,10 +126,12 @@ class StageRun(Struct):
     """A stage while it is built. `done` is set when it ended, one way or the other.
 
     base: the config it stands on. dirty: some step was not in the cache. parent: the last intermediate image. changed:
-    the last step that was not in the cache, of this stage or of those that it stands on.
+    the last step that was not in the cache, of this stage or of those that it stands on. inherited: so many of the
+    layers came with the image that it, or the stage below, stands on.
     """
 
     work: StageWork
+    inherited: int = 0
     base: ImageConfig | None = None
     config: ImageConfig | None = None
     layers: tuple[Layer, ...] = ()
@@ -224,10 +226,12 @@ class Engine:
         below = stage.work.plan.base.stage
         if below is not None:
             other = self._stages[below]
+            stage.inherited = other.inherited
             stage.changed = other.changed
             return other.config, other.layers
         if stage.work.base is None:
             return None, ()
+        stage.inherited = len(stage.work.base.layers)
         return stage.work.base.config, stage.work.base.layers
 
     def _config(self, stage: StageRun) -> ImageConfig:
@@ -276,8 +280,8 @@ class Engine:
             fixed=epoch is not None,
         )
 
-    def image(self, index: int) -> ImageResult:
-        """The finished stage as an image in the store. Idempotent."""
+    def image(self, index: int, *, intermediate: bool = False) -> ImageResult:
+        """The finished stage as an image in the store. Idempotent. intermediate: something else is made of it."""
         stage = self._stages[index]
         assert stage.config is not None
         parent, needs = None, set()
@@ -287,9 +291,13 @@ class Engine:
                 other = self._stages[need]
                 needs.add(other.parent or self._intermediate(other, len(other.made)))
         image = self._store.put_image(
-            stage.config, stage.layers, parent=parent, needs=[need for need in needs if need is not None]
+            stage.config,
+            stage.layers,
+            parent=parent,
+            intermediate=intermediate,
+            needs=[need for need in needs if need is not None],
         )
-        return ImageResult(image.id, stage.config, stage.layers, image.manifest)
+        return ImageResult(image.id, stage.config, stage.layers, image.manifest, stage.inherited)
 
     def counts(self) -> tuple[int, int]:
         """How many steps there were, and how many of them came from the cache."""
@@ -358,13 +366,6 @@ class Engine:
             raise
         if record.layer is not None:
             stage.layers = (*stage.layers, record.layer)
-            if len(stage.layers) > MAX_LAYERS:
-                raise BuildError(
-                    f"this would be layer {len(stage.layers)}; docker refuses more than {MAX_LAYERS}",
-                    span=lowered.instruction.span,
-                    source=lowered.source,
-                    hint="join RUN instructions, or copy the result into a fresh stage",
-                )
         stage.made.append(Made(lowered, record.layer, record.created))
         seconds = time.monotonic() - started
         self._report(StepFinished(number, hit, seconds, record.size, record.files, "" if hit else why.reason))

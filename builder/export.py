@@ -8,6 +8,8 @@ images give equal bytes; no time of writing is in them.
     type=tar,dest=FILE|-            the image's files, layers put together
     type=local,dest=DIR             the same as files in a directory
     type=cacheonly                  nothing
+
+How the layers of an image are compressed and in whose words its documents are written: `form_of`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import stat
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from msgspec.structs import replace
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from builder.model import ImageResult, OutputSpec
+    from cache.repack import Form
     from cache.store import Store
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -39,9 +42,12 @@ _CONTAINERD_NAME = "io.containerd.image.name"
 _CHUNK = 1 << 20
 _STDOUT = 1
 
-_ATTRIBUTES = {
-    "oci": {"name", "tar"},
-    "docker": {"name", "tar"},
+FORM = frozenset({"compression", "compression-level", "force-compression", "oci-mediatypes"})
+"""The attributes of an output that `form_of` reads; the names are buildx's."""
+
+_ATTRIBUTES: dict[str, frozenset[str] | set[str]] = {
+    "oci": {"name", "tar"} | FORM,
+    "docker": {"name", "tar"} | FORM,
     "tar": {"platform-split"},
     "local": {"platform-split", "mode"},
     "cacheonly": set[str](),
@@ -65,6 +71,7 @@ def export(image: ImageResult, spec: OutputSpec, names: Sequence[str], store: St
     what = f"{_TITLES[spec.type]} {'to standard output' if where == '-' else where}"
     report(ExportStarted(what))
     started = time.monotonic()
+    image = in_form(image, form_of(spec), store)
     try:
         size = _write(image, spec.type, where, names, store, folder=not _flag(attributes.get("tar", "true"), "tar"))
     except OSError as error:
@@ -98,6 +105,7 @@ def check(spec: OutputSpec) -> None:
         raise UnsupportedError(
             f"output type={spec.type}: platform-split is not supported", hint="a build makes one platform"
         )
+    form_of(spec)
     folder = not _flag(attributes.get("tar", "true"), "tar")
     if spec.type == "local" and spec.dest in {"", "-"}:
         raise BuildError("output type=local needs a directory", hint="-o type=local,dest=DIR")
@@ -123,6 +131,59 @@ def check(spec: OutputSpec) -> None:
         raise BuildError(f"output type={spec.type}: {spec.dest} is not a directory")
     if spec.dest not in {"", "-"}:
         _check_writable(Path(spec.dest).absolute())
+
+
+_NAMES: dict[str, Literal["gzip", "zstd", "none"]] = {"gzip": "gzip", "zstd": "zstd", "uncompressed": "none"}
+
+
+def form_of(spec: OutputSpec) -> Form | None:
+    """How an output wants the image's blobs; None for as they are. BuildError for what can not be.
+
+    compression: gzip, zstd or uncompressed, for the layers that the build made; force-compression: for the base's, too.
+    oci-mediatypes: false for Docker's schema 2.
+    """
+    attributes = {name: value for name, value in spec.attributes if name in FORM}
+    if not attributes:
+        return None
+    from cache.compression import LEVELS, Compression
+    from cache.repack import Form
+
+    name, level = attributes.get("compression", ""), attributes.get("compression-level", "")
+    where = f"output type={spec.type}"
+    if name == "estargz":
+        raise UnsupportedError(f"{where}: compression=estargz is not supported", hint="gzip, zstd and uncompressed are")
+    if name and name not in _NAMES:
+        raise BuildError(f"{where}: there is no compression {name!r}", hint="gzip, zstd or uncompressed")
+    force = _flag(attributes.get("force-compression", "false"), "force-compression")
+    docker = not _flag(attributes.get("oci-mediatypes", "true"), "oci-mediatypes")
+    if docker and name == "zstd":
+        raise BuildError(
+            f"{where}: Docker's schema 2 has no zstd", hint="leave out oci-mediatypes=false, or compress with gzip"
+        )
+    if not name and (level or force):
+        name = "gzip"
+    if not name:
+        return Form(docker=docker)
+    kind = _NAMES[name]
+    if level and not (level.isdecimal() and int(level) in LEVELS[kind]):
+        known = LEVELS[kind]
+        hint = f"{name} has the levels {known[0]} to {known[-1]}" if known else f"{name} has no levels"
+        raise BuildError(f"{where}: compression-level={level} is not possible", hint=hint)
+    return Form(Compression(kind, int(level) if level else None), force, docker)
+
+
+def in_form(image: ImageResult, form: Form | None, store: Store, *, exact: bool = False) -> ImageResult:
+    """The image with its blobs as `form` says, all of them in the store. Idempotent, and free when done before.
+
+    exact: as `Compression.exact`. Raises NotFoundError and CorruptError for blobs that are not there or not whole.
+    """
+    if form is None:
+        return image
+    from cache.repack import repacked
+
+    if exact and form.compression is not None:
+        form = replace(form, compression=replace(form.compression, exact=True))
+    return replace(image, manifest=repacked(store, image.manifest, form, image.inherited))
 
 
 def _check_writable(dest: Path) -> None:

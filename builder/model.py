@@ -98,6 +98,7 @@ class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
     context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
+    squash: one layer of all that the build adds to its base.
     """
 
     context: str = "."
@@ -116,6 +117,7 @@ class BuildRequest(Struct, frozen=True):
     run: RunOptions = RunOptions()
     ignore_file: str = ""
     cache: CacheUse = CacheUse()
+    squash: bool = False
 
 
 # ---------------------------------------------------------------- planned
@@ -441,12 +443,16 @@ class Lowered(Struct, frozen=True):
 
 
 class ImageResult(Struct, frozen=True):
-    """A finished image: its config, layers and blobs, all of them in the store."""
+    """A finished image: its config, layers and blobs, all of them in the store.
+
+    inherited: so many of the lowest layers are those of the base.
+    """
 
     id: Digest
     config: ImageConfig
     layers: tuple[Layer, ...]
     manifest: Descriptor
+    inherited: int = 0
 
 
 class BuildResult(Struct, frozen=True):

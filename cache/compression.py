@@ -1,26 +1,24 @@
 """What layers and archives are compressed with: gzip, zstd, bzip2, xz, or nothing.
 
 Reading finds the format by its first bytes, never by a name or a media type. gzip goes through isal, several times as
-fast as zlib. zstd is in Python's standard library from 3.14 on; before that the package `zstandard` or the program
-`zstd` is used, whichever is there.
+fast as zlib. zstd is in Python's standard library from 3.14 on; before that a package has the same module.
 """
 
 from __future__ import annotations
 
 import io
 import zlib
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, cast
 
 from msgspec import Struct
 
-from cache.errors import CorruptError, StoreError
-from cache.oci import LAYER, LAYER_GZIP
+from cache.errors import CorruptError
+from cache.oci import LAYER, LAYER_GZIP, LAYER_ZSTD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from subprocess import Popen
+    from types import ModuleType
 
-_CHUNK = 1 << 18
+_BLOCK = 1 << 20
 
 _MAGIC = (
     (b"\x1f\x8b", "gzip"),
@@ -42,29 +40,50 @@ class Compressor(Protocol):
         ...
 
 
-class Compression(Struct, frozen=True):
-    """How a layer is written. level: 0 to 3 of igzip, for gzip only.
+LEVELS = {"gzip": range(10), "zstd": range(1, 23), "none": range(0)}
+"""The levels that each compression has."""
 
-    The same bytes give the same blob on machines of one kind; another processor may get other blobs from igzip, with
-    the same diff id.
+_EXACT_LEVEL = 4
+"""Of zlib's levels: from the 5th on it is slower by half and saves a hundredth."""
+
+
+class Compression(Struct, frozen=True):
+    """How a layer is written. level: one of `LEVELS`, None for a quick one.
+
+    exact: the same bytes give the same blob on any machine. gzip without a level goes through igzip, whose output
+    depends on the processor's instructions; with a level, and where it is to be exact, through zlib, five times as
+    slow, whose output depends on nothing (but that zlib-ng, which some Pythons have in its place, writes otherwise).
     """
 
-    name: Literal["gzip", "none"]
-    level: int = 1
+    name: Literal["gzip", "zstd", "none"]
+    level: int | None = None
+    exact: bool = False
 
     @property
     def media_type(self) -> str:
         """The OCI media type of a layer so written."""
-        return LAYER_GZIP if self.name == "gzip" else LAYER
+        return {"gzip": LAYER_GZIP, "zstd": LAYER_ZSTD, "none": LAYER}[self.name]
+
+    def __str__(self) -> str:
+        level = _EXACT_LEVEL if self.name == "gzip" and self.exact and self.level is None else self.level
+        return self.name if level is None else f"{self.name} {level}"
 
     def compressor(self) -> Compressor:
         """A fresh one."""
         if self.name == "none":
             return _Plain()
+        if self.name == "zstd":
+            zstd = _zstd()
+            parameter = zstd.CompressionParameter
+            options = {parameter.compression_level: self.level or 3, parameter.checksum_flag: 1}
+            return cast("Compressor", zstd.ZstdCompressor(options=options))
+        # 31: a gzip header, which both write without a name and with time 0.
+        if self.level is not None or self.exact:
+            level = _EXACT_LEVEL if self.level is None else self.level
+            return cast("Compressor", zlib.compressobj(level, zlib.DEFLATED, 31))
         from isal import isal_zlib
 
-        # 31: a gzip header, which igzip writes without a name and with time 0.
-        return cast("Compressor", isal_zlib.compressobj(self.level, isal_zlib.DEFLATED, 31))
+        return _Even(cast("Compressor", isal_zlib.compressobj(1, isal_zlib.DEFLATED, 31)))
 
 
 GZIP = Compression("gzip")
@@ -77,6 +96,24 @@ class _Plain:
 
     def flush(self) -> bytes:
         return b""
+
+
+class _Even:
+    """A compressor that is given blocks of one size: igzip's output depends on where its input is cut."""
+
+    def __init__(self, inner: Compressor) -> None:
+        self._inner = inner
+        self._rest = b""
+
+    def compress(self, data: bytes, /) -> bytes:
+        data = self._rest + data if self._rest else data
+        whole = len(data) - len(data) % _BLOCK
+        self._rest = data[whole:]
+        return b"".join(self._inner.compress(data[at : at + _BLOCK]) for at in range(0, whole, _BLOCK))
+
+    def flush(self) -> bytes:
+        rest, self._rest = self._rest, b""
+        return self._inner.compress(rest) + self._inner.flush()
 
 
 def compressed(stream: BinaryIO) -> bool:
@@ -209,93 +246,16 @@ class _Decoded(io.RawIOBase):
 
 
 def _unzstd(stream: BinaryIO) -> BinaryIO:
-    opener = _zstd_library()
-    if opener is not None:
-        return opener(stream)
-    import shutil
-
-    program = shutil.which("zstd")
-    if program is None:
-        raise StoreError(
-            "this is compressed with zstd, which nothing here can read",
-            "install the program zstd, or the Python package zstandard",
-        )
-    return cast("BinaryIO", _Program([program, "-dcq"], stream))
+    return cast("BinaryIO", _zstd().ZstdFile(stream))
 
 
-def _zstd_library() -> Callable[[BinaryIO], BinaryIO] | None:
+def _zstd() -> Any:
+    """The module that Python has from 3.14 on, or the package that has it for earlier ones."""
     import importlib
 
+    found: ModuleType
     try:
-        return cast("Callable[[BinaryIO], BinaryIO]", importlib.import_module("compression.zstd").ZstdFile)
+        found = importlib.import_module("compression.zstd")
     except ImportError:
-        pass
-    try:
-        decompressor = importlib.import_module("zstandard").ZstdDecompressor()
-    except ImportError:
-        return None
-    return lambda stream: cast("BinaryIO", decompressor.stream_reader(stream, read_across_frames=True, closefd=False))
-
-
-class _Program(io.RawIOBase):
-    """What a program makes of a stream that a thread feeds it."""
-
-    def __init__(self, argv: list[str], stream: BinaryIO) -> None:
-        import subprocess
-        import threading
-
-        self._process: Popen[bytes] = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        self._stream = stream
-        self._failure: BaseException | None = None
-        self._feeder = threading.Thread(target=self._feed, name="zstd", daemon=True)
-        self._feeder.start()
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
-        assert self._process.stdout is not None
-        data = self._process.stdout.read(-1 if size is None else size)
-        if size is None or size < 0 or (size and not data):
-            self._finish()
-        return data
-
-    def close(self) -> None:
-        if not self.closed and self._process.returncode is None:
-            self._process.kill()
-            self._process.wait()
-        if not self.closed:
-            # The feeder ends at its next write: its pipe has no reader any more.
-            self._feeder.join()
-            for pipe in (self._process.stdout, self._process.stderr):
-                if pipe is not None:
-                    pipe.close()
-        super().close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def _feed(self) -> None:
-        assert self._process.stdin is not None
-        try:
-            with self._process.stdin as pipe:
-                while data := self._stream.read(_CHUNK):
-                    pipe.write(data)
-        except BrokenPipeError:
-            pass
-        except BaseException as error:  # handed to the reader, whose call it belongs to
-            self._failure = error
-
-    def _finish(self) -> None:
-        self._feeder.join()
-        assert self._process.stderr is not None
-        said = (
-            self._process.stderr.read().decode("utf-8", "replace").strip() if self._process.returncode is None else ""
-        )
-        status = self._process.wait()
-        if self._failure is not None:
-            raise self._failure
-        if status != 0:
-            raise EOFError(said or f"zstd ended with status {status}")
+        found = importlib.import_module("backports.zstd")
+    return found

@@ -32,11 +32,15 @@ LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 REF_NAME = "org.opencontainers.image.ref.name"
 
 MAX_LAYERS = 127
 """Docker refuses an image of more layers."""
+
+MOST_MOUNTED = 500
+"""overlayfs takes no more lower directories."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 

@@ -259,6 +259,13 @@ def free(connection: Connection, layers: Iterable[int], blobs: Iterable[str]) ->
             connection.execute("DELETE FROM layers WHERE digest = ?", (digest,))
             connection.execute("DELETE FROM records WHERE digest = ?", (digest,))
         paths += [_blob(digest), *map(_snapshot, chains), _listing(diff_id)]
+        if not connection.execute("SELECT 1 FROM layers WHERE diff_id = ?", (diff_id,)).fetchone():
+            # The same layer as some output wanted it compressed: see `cache.repack`.
+            step = (f"compression {diff_id} 0",)
+            paths += [
+                _blob(other) for (other,) in connection.execute("SELECT digest FROM records WHERE step = ?", step)
+            ]
+            connection.execute("DELETE FROM records WHERE step = ?", step)
     _doom(connection, [path for path in paths if not _needed(connection, path)])
 
 

@@ -234,7 +234,7 @@ class Store:
         if config.diff_ids != tuple(layer.diff_id for layer in layers):
             raise StoreError("the layers of an image are not those that its config names")
         blob = self.put_blob(canonical(config.to_json()), CONFIG)
-        manifest = Manifest(blob, tuple(_oci_typed(layer.descriptor) for layer in layers))
+        manifest = Manifest(blob, tuple(oci_typed(layer.descriptor) for layer in layers))
         described = self.put_blob(canonical(manifest.to_json()), MANIFEST)
         return self._keep(blob.digest, described, config, manifest.layers, parent, intermediate, tuple(needs))
 
@@ -792,7 +792,7 @@ _OCI_TYPES = {
 }
 
 
-def _oci_typed(descriptor: Descriptor) -> Descriptor:
+def oci_typed(descriptor: Descriptor) -> Descriptor:
     """A layer of a Docker image as an OCI manifest may name it."""
     other = _OCI_TYPES.get(descriptor.media_type)
     return descriptor if other is None else replace(descriptor, media_type=other)

@@ -138,6 +138,12 @@ class Tree:
         other._depth = self._depth + 1
         return other
 
+    def place(self, path: bytes) -> tuple[int, bytes]:
+        """Where the bytes of the file at a resolved path lie: the layer's number in `layers`, and the path in it."""
+        node = self._state.node(path)
+        assert node is not None
+        return node[1], node[2] or node[0].path
+
     def walk(self, path: bytes = b"") -> Iterator[Entry]:
         """All below the directory `path` (a resolved one), each directory before what it holds, sorted by name.
 

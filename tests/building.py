@@ -246,7 +246,7 @@ class Image:
     @property
     def history(self) -> list[tuple[str, bool]]:
         """(created_by, empty_layer) of each line."""
-        return [(line["created_by"], line.get("empty_layer", False)) for line in self.config["history"]]
+        return [(line.get("created_by", ""), line.get("empty_layer", False)) for line in self.config["history"]]
 
     @property
     def diff_ids(self) -> list[str]:

@@ -25,7 +25,6 @@ _PROGRAMS = {
     "newuidmap": "RUN as an ordinary user, with every id",
     "proot": "RUN where neither namespaces nor chroot are allowed",
     "git": "contexts and ADD from git repositories",
-    "zstd": "base images with layers in zstd",
 }
 
 

@@ -55,6 +55,7 @@ BUILD = Command(
         Flag("key-secrets", "do a RUN anew when a secret that it mounts has another value than before"),
         Flag("explain", "below each step that is not in the cache, every part that changed, old and new"),
         Flag("platform", "the platform to build for", value="OS/ARCH"),
+        Flag("squash", "make one layer of all that the build adds to its base; the cache keeps the steps"),
         Flag(
             "output",
             "also write the image: type=oci|docker|tar|local,dest=PATH; or a folder; or `-`",
@@ -106,7 +107,6 @@ BUILD = Command(
         Flag("cpuset-cpus", value="LIST", unsupported=_NO_LIMITS),
         Flag("cpuset-mems", value="LIST", unsupported=_NO_LIMITS),
         Flag("security-opt", value="OPTION", many=True, unsupported="RUN --security and --allow are there instead"),
-        Flag("squash", unsupported="squashing is not in this version; COPY --from a stage gives one layer"),
         Flag("compress", unsupported="the context is read where it lies, not sent: leave it out"),
         Flag("rm", "as always here: no container is left behind"),
         Flag("force-rm", "as always here: none is left by a failed build either"),
@@ -272,6 +272,7 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         ),
         ignore_file=given.one("ignorefile"),
         cache=_cache_use(given),
+        squash=given.on("squash"),
     )
 
 

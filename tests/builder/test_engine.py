@@ -324,9 +324,71 @@ def test_one_layer_too_many_is_told_before_anything_runs(bench: Bench) -> None:
     done = bench.build(f"FROM scratch\n{lines}COPY f /more\n", code=1)
     assert "127" in done.err
     assert not done.steps
-    # Over stages it shows while building at the latest.
-    done = bench.build(f"FROM scratch AS one\n{lines}FROM one\nCOPY f /more\n", code=1)
-    assert "127" in done.err
+    assert "--squash" in done.err
+    # A chain of stages counts as one, and is told once.
+    chain = f"FROM scratch AS one\n{lines}FROM one AS two\nCOPY f /more\nFROM two\nCOPY f /last\n"
+    done = bench.build(chain, code=1)
+    assert "stage two would have 128 layers, 127 of them from one" in done.err
+    assert done.err.count("would have") == 1
+    assert not done.steps
+    # A stage that stands on another is not meant where it is only copied from.
+    bench.build(f"FROM scratch AS one\n{lines}FROM scratch AS two\nCOPY --from=one / /\nCOPY f /more\n")
+    bench.build(chain, None, "--squash")
+    assert len(bench.image().layers) == 1
+    assert {"/0", "/126", "/more", "/last"} <= set(bench.image().files)
+
+
+def test_more_layers_than_can_be_mounted_are_no_way_out(bench: Bench) -> None:
+    lines = "".join(f"COPY f /{number}\n" for number in range(501))
+    done = bench.build(f"FROM scratch\n{lines}", {"f": "x"}, "--squash", code=1)
+    assert "no more than 500" in done.err
+    assert "--squash" not in done.err
+    assert not done.steps
+
+
+# ---------------------------------------------------------------- one layer
+
+
+def test_squash(bench: Bench) -> None:
+    dockerfile = (
+        "FROM base AS one\nRUN echo one >/one && truncate -s 1000000 /big\nENV A=b\n"
+        "FROM one\nRUN rm /big /etc/group && ln /one /two\nCOPY f /f\nUSER app\n"
+    )
+    plain = bench.made(dockerfile, {"f": "x"})
+    done = bench.build(dockerfile, None, "--squash", tag="squashed")
+    image = bench.image("squashed")
+    assert all(done.cached.values()), "the steps were not done anew"
+    assert image.files == plain.files
+    assert len(image.layers) == 2
+    assert image.diff_ids[0] == plain.diff_ids[0], "the base stays as it is"
+    assert image.config["config"] == plain.config["config"]
+    assert "big" not in "".join(image.names())
+    assert "etc/.wh.group" in image.names()
+    assert [empty for _, empty in image.history] == [False, *[True] * 5, False]
+    assert image.config["history"][-1]["comment"].startswith(f"merge {bench.names()['app:latest']} to sha256:")
+    again = bench.build(dockerfile, None, "--squash", tag="squashed")
+    assert again.image == done.image
+    assert all(again.cached.values())
+
+
+def test_a_squashed_image_without_a_name_leaves_one_image(bench: Bench) -> None:
+    done = bench.build("FROM scratch\nCOPY f /f\nCOPY f /g\n", {"f": "x"}, "--squash")
+    assert bench.listed() == [done.image]
+    assert len(bench.listed("-a")) > 1
+    bench.pybuild("rmi", "app")
+    assert bench.listed("-a") == []
+
+
+def test_squash_where_there_is_nothing_to_do(bench: Bench) -> None:
+    dockerfile = "FROM scratch\nCOPY f /f\nLABEL a=b\n"
+    bench.build(dockerfile, {"f": "x"}, "--squash")
+    assert len(bench.image().layers) == 1
+    bench.build("FROM base\nENV A=b\n", None, "--squash")
+    assert bench.image().history[-1] == ("ENV A=b", True)
+    done = bench.build("FROM base\nRUN touch /x\nRUN rm /x\n", None, "--squash")
+    assert len(bench.image().layers) == 1
+    assert sum(not empty for _, empty in bench.image().history) == 1
+    assert done.code == 0
 
 
 # ---------------------------------------------------------------- several builds at once

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import subprocess
 import tarfile
 from typing import TYPE_CHECKING
@@ -237,6 +238,47 @@ def test_a_terminal_gets_no_archive(image: ImageResult, store: Store, monkeypatc
         os.close(follower)
 
 
+# ---------------------------------------------------------------- compression
+
+
+@pytest.mark.parametrize("kind", ["oci", "docker"])
+@pytest.mark.parametrize(
+    "attributes, expected",
+    [
+        ({"compression": "zstd"}, ["tar+gzip", "tar+zstd"]),
+        ({"compression": "zstd", "force-compression": "true"}, ["tar+zstd", "tar+zstd"]),
+        ({"compression": "uncompressed", "force-compression": "1"}, ["tar", "tar"]),
+        ({"compression": "gzip"}, ["tar+gzip", "tar+gzip"]),
+        ({"compression-level": "9"}, ["tar+gzip", "tar+gzip"]),
+        ({"oci-mediatypes": "false"}, ["diff.tar.gzip", "diff.tar.gzip"]),
+    ],
+)
+def test_layers_are_compressed_as_wanted(
+    image: ImageResult, store: Store, tmp_path: Path, kind: str, attributes: dict[str, str], expected: list[str]
+) -> None:
+    own = ImageResult(image.id, image.config, image.layers, image.manifest, inherited=1)
+    put(own, store, kind, tmp_path / "out.tar", **attributes)
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        index = json.load(tar.extractfile("index.json") or io.BytesIO())
+        described = index["manifests"][0]
+        data = (tar.extractfile("blobs/sha256/" + described["digest"][7:]) or io.BytesIO()).read()
+        manifest = json.loads(data)
+        assert len(data) == described["size"]
+        assert described["mediaType"] == manifest["mediaType"]
+        names = tar.getnames()
+    assert [layer["mediaType"].removeprefix("application/vnd.oci.image.layer.v1.").removeprefix(
+        "application/vnd.docker.image.rootfs.") for layer in manifest["layers"]] == expected  # fmt: skip
+    assert all("blobs/sha256/" + layer["digest"][7:] in names for layer in manifest["layers"])
+    assert manifest["config"]["digest"] == image.id
+    if "zstd" not in str(attributes) or shutil.which("zstd"):
+        assert listing(tmp_path / "out.tar") == listing_of(image, store, tmp_path)
+
+
+def listing_of(image: ImageResult, store: Store, folder: Path) -> dict[str, dict[str, object]]:
+    put(image, store, "oci", folder / "as-it-is.tar")
+    return listing(folder / "as-it-is.tar")
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -247,7 +289,14 @@ def test_a_terminal_gets_no_archive(image: ImageResult, store: Store, monkeypatc
         (OutputSpec("nonsense", "x"), "not known"),
         (OutputSpec("docker"), "running Docker"),
         (OutputSpec("local"), "directory"),
-        (OutputSpec("oci", "x", (("compression", "zstd"),)), "compression"),
+        (OutputSpec("oci", "x", (("compression", "lzma"),)), "lzma"),
+        (OutputSpec("oci", "x", (("compression", "estargz"),)), "estargz"),
+        (OutputSpec("oci", "x", (("compression", "zstd"), ("compression-level", "23"))), "compression-level=23"),
+        (OutputSpec("oci", "x", (("compression-level", "10"),)), "compression-level=10"),
+        (OutputSpec("oci", "x", (("compression", "uncompressed"), ("compression-level", "1"))), "compression-level"),
+        (OutputSpec("docker", "x", (("compression", "zstd"), ("oci-mediatypes", "false"))), "schema 2"),
+        (OutputSpec("docker", "x", (("force-compression", "perhaps"),)), "perhaps"),
+        (OutputSpec("tar", "x", (("compression", "zstd"),)), "compression"),
         (OutputSpec("oci", "x", (("tar", "maybe"),)), "maybe"),
         (OutputSpec("oci", "", (("tar", "false"),)), "directory"),
         (OutputSpec("local", "x", (("mode", "delete"),)), "mode"),
