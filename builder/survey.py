@@ -1,7 +1,8 @@
 """What can be said of a build without building: its warnings, its parameters, its targets.
 
 `examine` serves a build that is prepared already; `survey` serves `--call`, which must also work where bases are
-missing and for stages that nothing needs. Both move no bytes but those of bases that the store takes in.
+missing and for stages that nothing needs. Both move no bytes but those of bases that the store takes in. `glance`
+serves `pybuild lint`: it asks for no base and no store, and makes the best of a file that can not be built.
 """
 
 from __future__ import annotations
@@ -168,6 +169,51 @@ def _lowered(
         states[index] = lowered[-1].state if lowered else first
         done[index] = lint.LintStage(stage, first, lowered, base.config if base else None, known)
     return tuple(done.values()), errors
+
+
+class Glance(Struct, frozen=True):
+    """A build file as its text alone shows it. failures: what keeps it from being built, in the order of the lines.
+
+    checks: what `# check=` asks for.
+    """
+
+    subject: lint.Subject
+    failures: tuple[BuildError | DockerfileError, ...] = ()
+    checks: lint.Settings = lint.Settings()
+
+
+def glance(request: BuildRequest, contexts: Contexts) -> Glance:
+    """Look at every stage of a request's file without any base. Mistakes are in the answer, also those of words."""
+    from grammar.parser import parse_through
+
+    dockerfile, mistakes = parse_through(contexts.source)
+    failures: list[BuildError | DockerfileError] = list(mistakes)
+    made = Plan(dockerfile=dockerfile, stages=(), target=0, build_args=request.build_args)
+    stages: tuple[lint.LintStage, ...] = ()
+    if not mistakes:
+        try:
+            made = _all_of(plan_of(request, dockerfile, contexts))
+            unknown = {
+                stage.stage.index: stage.base.image or str(stage.base.context)
+                for stage in made.stages
+                if stage.base.stage is None and stage.base.image != "scratch"
+            }
+            stages, wrong = _lowered(made, {}, unknown)
+            failures += wrong
+        except BuildError as error:
+            failures.append(error)
+    try:
+        checks = settings_of(made)
+    except BuildError as error:
+        checks = lint.Settings()
+        if not mistakes:
+            failures.append(error)
+    flat = [one for error in failures for one in getattr(error, "errors", (error,))]
+    flat.sort(key=lambda error: error.span.line if error.span else 0)
+    files = contexts.files()
+    names = tuple(entry.path.decode("utf-8", "surrogateescape") for entry in files.children(b""))
+    subject = lint.Subject(made, stages, ignore_of(contexts), names, partial=bool(flat))
+    return Glance(subject, tuple(flat), checks)
 
 
 def _one(errors: list[BuildError]) -> BuildError | None:

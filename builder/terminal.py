@@ -174,11 +174,18 @@ def render(error: BaseException, *, colour: bool = False) -> str:
 
 
 def render_finding(finding: Finding, *, colour: bool = False) -> str:
-    """A warning in the same form as an error."""
+    """A finding in the same form as an error; a further line of the file that it speaks of below the first."""
     paint = _Paint(colour=colour)
-    head = f"warning: {finding.rule}: " if finding.rule else "warning: "
-    lines = [paint(_YELLOW, head) + printable(finding.message)]
+    word = finding.severity.value
+    head = f"{word}: {finding.rule}: " if finding.rule else f"{word}: "
+    style = {"error": _RED, "warning": _YELLOW}.get(word, _BLUE)
+    lines = [paint(style, head) + printable(finding.message)]
     lines += _excerpt(finding.source, finding.span, paint)
+    for span in finding.related:
+        lines += _excerpt(finding.source, span, paint)
+    if finding.source is None and finding.layer is not None:
+        made = f": {printable(_clipped(finding.created_by, _EXCERPT_WIDTH))}" if finding.created_by else ""
+        lines.append(f" {paint(_BLUE, '-->')} layer {finding.layer}{made}")
     if finding.hint:
         lines.append(paint(_BLUE, "hint: ") + printable(finding.hint))
     return "\n".join(lines) + "\n"

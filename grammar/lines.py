@@ -90,6 +90,11 @@ class Scanner:
             return self._join(body, len(physical) - len(body))
         return None
 
+    def line_at(self, number: int) -> LogicalLine | None:
+        """The logical line that begins on a physical one, whatever was read before: for a second look at a file."""
+        self._at = number - 1
+        return self.next()
+
     def heredocs(self, line: LogicalLine) -> tuple[tuple[Heredoc, ...], tuple[str, ...], Span | None]:
         """Read the here-documents that the line asks for.
 

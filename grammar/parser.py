@@ -127,6 +127,18 @@ _TOO_FEW: Final = {
 
 def parse(source: Source) -> Dockerfile:
     """Read a whole build file. Raises DockerfileError, or DockerfileErrors when there is more than one mistake."""
+    dockerfile, errors = parse_through(source)
+    if errors:
+        raise errors[0] if len(errors) == 1 else DockerfileErrors(errors)
+    return dockerfile
+
+
+def parse_through(source: Source) -> tuple[Dockerfile, tuple[DockerfileError, ...]]:
+    """What can be read of a build file, and its mistakes in the order of their places.
+
+    With mistakes the file holds the instructions that could be read, for those who judge each by itself; what stands in
+    front of any FROM, and is no ARG, then stands in a first stage from scratch.
+    """
     scanner = Scanner(source)
     reader = _Reader(scanner)
     instructions: list[From | AnyInstruction] = []
@@ -153,10 +165,8 @@ def parse(source: Source) -> Dockerfile:
         hint = "a build file begins with FROM"
         errors.append(DockerfileError("file with no instructions", Span(1, 1, 1, 1), source, hint))
     global_args, stages = _stages(instructions, source, errors)
-    if errors:
-        errors.sort(key=lambda error: (error.span.line, error.span.column))
-        raise errors[0] if len(errors) == 1 else DockerfileErrors(tuple(errors))
-    return Dockerfile(source, scanner.directives, global_args, stages, scanner.trailing_comments)
+    errors.sort(key=lambda error: (error.span.line, error.span.column))
+    return Dockerfile(source, scanner.directives, global_args, stages, scanner.trailing_comments), tuple(errors)
 
 
 def parse_trigger(text: str, name: str = "ONBUILD trigger") -> From | AnyInstruction:
@@ -187,6 +197,7 @@ def _stages(
     """Sort the instructions under their FROM; what is wrong goes to `errors`."""
     global_args: list[Arg] = []
     stages: list[tuple[From, list[AnyInstruction]]] = []
+    lost: list[AnyInstruction] = []
     for instruction in instructions:
         if isinstance(instruction, From):
             stages.append((instruction, []))
@@ -194,10 +205,16 @@ def _stages(
             stages[-1][1].append(instruction)
         elif isinstance(instruction, Arg):
             global_args.append(instruction)
-        elif not any(error.span.line < instruction.span.line for error in errors):
-            # With a mistake above, that line may have been the FROM.
-            hint = "only ARG may stand in front of the first FROM"
-            errors.append(DockerfileError("no build stage in current context", instruction.span, source, hint))
+        else:
+            if not any(error.span.line < instruction.span.line for error in errors):
+                # With a mistake above, that line may have been the FROM.
+                hint = "only ARG may stand in front of the first FROM"
+                errors.append(DockerfileError("no build stage in current context", instruction.span, source, hint))
+            lost.append(instruction)
+    if lost:
+        span = Span(lost[0].span.line, lost[0].span.column, lost[0].span.line, lost[0].span.column)
+        scratch = From(span=span, text="", keyword=lost[0].keyword, image=Word("scratch", span))
+        stages.insert(0, (scratch, lost))
     if not stages and not errors:
         span = instructions[-1].span
         errors.append(DockerfileError("dockerfile contains no stages to build", span, source, "add a FROM"))

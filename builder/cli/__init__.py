@@ -28,6 +28,7 @@ FAILED, USAGE, DAMAGED, INTERNAL, INTERRUPTED, NO_READER = 1, 2, 3, 70, 130, 141
 
 COMMANDS = {
     "build": ("builder.cli.build", "build", "Build an image from a Dockerfile"),
+    "lint": ("builder.cli.lint", "lint", "Say what is wrong with a Dockerfile, without building it"),
     "image ls": ("builder.cli.images", "list_images", "List images"),
     "image inspect": ("builder.cli.images", "inspect", "Show all that is known of images, as JSON"),
     "image history": ("builder.cli.images", "history", "Show the steps of an image"),

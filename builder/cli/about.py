@@ -30,11 +30,12 @@ _PROGRAMS = {
 
 def version(_given: Given, around: Surroundings) -> int:
     """Print name and version."""
-    around.say(f"pybuild {_version()}, Python {sys.version.split()[0]}")
+    around.say(f"pybuild {version_text()}, Python {sys.version.split()[0]}")
     return 0
 
 
-def _version() -> str:
+def version_text() -> str:
+    """The version of this installation."""
     from importlib import metadata
 
     try:
@@ -59,7 +60,7 @@ def info(given: Given, around: Surroundings) -> int:
     with open_store(given, around.environ) as store:
         images = store.images(all=True)
         facts: dict[str, object] = {
-            "version": _version(),
+            "version": version_text(),
             "python": sys.version.split()[0],
             "platform": str(host_platform()),
             "kernel": os.uname().release,

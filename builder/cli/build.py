@@ -251,7 +251,7 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         tags=tuple(_image_name(tag) for tag in given.all("tag")),
         target=given.one("target"),
         build_args=build_args(given.all("build-arg"), environ),
-        build_contexts=tuple(_named(text, "build-context") for text in given.all("build-context")),
+        build_contexts=tuple(named_context(text) for text in given.all("build-context")),
         labels=tuple(_label(text) for text in given.all("label")),
         platform=platform_of(given.one("platform")),
         no_cache=given.on("no-cache"),
@@ -472,10 +472,11 @@ def _image_name(text: str) -> str:
     return text
 
 
-def _named(text: str, flag: str) -> tuple[str, str]:
+def named_context(text: str) -> tuple[str, str]:
+    """The name and the source of one --build-context. UsageError when one is missing."""
     name, _, value = text.partition("=")
     if not name or not value:
-        raise UsageError(f"--{flag} {text!r} is not NAME=SOURCE")
+        raise UsageError(f"--build-context {text!r} is not NAME=SOURCE")
     return name, value
 
 

@@ -1,10 +1,12 @@
 """Findings about a build file before anything is built.
 
-    run(subject, settings_of(plan))     what there is to say, in the file's order
+    run(subject, settings_of(plan))     what BuildKit's checks have to say, in the file's order
+    look(subject, settings, checks)     what every rule on the syntax finds, for `settings.judge` to judge
 
 A rule is one pure function from a `Subject` to findings; its docstring says why, with a bad and a good file, which the
 tests build. `Settings` are what the file asks for with `# check=` at its head and, for one instruction, in the comments
-above it. Stands on model, plan and handlers; the engine knows nothing of it.
+above it; `builder.lint.settings` holds everything else that one may ask for. Stands on model, plan and handlers; the
+engine knows nothing of it.
 """
 
 from __future__ import annotations
@@ -15,19 +17,30 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from builder.lint import instructions, stages, values
-from builder.lint.subject import LintStage, Rule, Subject
+from builder.lint.subject import LintStage, Options, Rule, Subject
 from grammar.words import BLANKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from builder.lint import settings as given
     from builder.model import Finding
     from grammar.instructions import Instruction
 
-__all__ = ["RULES", "LintStage", "Rule", "Settings", "Subject", "instruction_at", "run"]
+__all__ = ["RULES", "LintStage", "Options", "Rule", "Settings", "Subject", "every", "instruction_at", "look", "run"]
 
 RULES = (*stages.RULES, *instructions.RULES, *values.RULES)
-"""Every rule; the order is that of findings in one line."""
+"""BuildKit's checks; the order is that of findings in one line."""
+
+
+def every() -> tuple[Rule, ...]:
+    """All rules on the syntax, BuildKit's first. A function, since a build does without most of them."""
+    from builder.lint import commands, images, itself, packages, transfers
+
+    return (
+        *RULES, *images.RULES, *packages.RULES, *commands.RULES, *transfers.RULES, *itself.RULES,
+    )  # fmt: skip
+
 
 CHECK = "BUILDKIT_DOCKERFILE_CHECK"
 """The build argument that stands in for the file's own `# check=` line."""
@@ -106,6 +119,34 @@ def run(subject: Subject, settings: Settings, rules: Iterable[Rule] = RULES) -> 
             if here.allow(rule):
                 found.append(finding)
     return sorted(found, key=lambda finding: finding.span.line if finding.span else 0)
+
+
+def look(
+    subject: Subject, settings: given.Settings, checks: Settings, *, built: bool = False
+) -> tuple[list[Finding], frozenset[str]]:
+    """What every rule that counts finds, unjudged, and the names of the rules that looked.
+
+    checks: what `# check=` asks for. built: the layers are there, so that nobody has to guess at them from the text.
+    """
+    from msgspec.structs import replace
+
+    from builder.lint.running import runs_of
+
+    subject = replace(subject, runs=runs_of(subject), options=settings.options)
+    rules = every()
+    optional = frozenset(rule.name for rule in rules if rule.optional)
+    found: list[Finding] = []
+    looked: set[str] = set()
+    for rule in rules:
+        if not settings.runs(rule.name, optional) or (built and rule.preview) or (subject.partial and rule.whole):
+            continue
+        asked = settings.select is not None and rule.name in settings.select
+        if rule.experimental and not asked:
+            found += run(subject, Settings(experimental=checks.experimental), (rule,))
+        else:
+            found += (replace(finding, severity=rule.severity) for finding in rule.check(subject))
+        looked.add(rule.name)
+    return found, frozenset(looked)
 
 
 def instruction_at(among: Iterable[Instruction], line: int) -> Instruction | None:

@@ -303,44 +303,58 @@ RULES = (
         "NoEmptyContinuation",
         "Empty continuation lines will become errors in a future release",
         no_empty_continuation,
+        documented=True,
     ),
     Rule(
         "ConsistentInstructionCasing",
         "All commands within the Dockerfile should use the same casing (either upper or lower)",
         consistent_instruction_casing,
+        documented=True,
     ),
     Rule(
         "MaintainerDeprecated",
         "The MAINTAINER instruction is deprecated, use a label instead to define an image author",
         maintainer_deprecated,
+        aliases=("DL4000",),
+        documented=True,
     ),
     Rule(
         "LegacyKeyValueFormat",
         "Legacy key/value format with whitespace separator should not be used",
         legacy_key_value_format,
+        documented=True,
     ),
     Rule(
         "MultipleInstructionsDisallowed",
         "Multiple instructions of the same type should not be used in the same stage",
         multiple_instructions_disallowed,
+        aliases=("DL3012", "DL4003", "DL4004"),
+        documented=True,
     ),
     Rule(
         "JSONArgsRecommended",
         "JSON arguments recommended for ENTRYPOINT/CMD to prevent unintended behavior related to OS signals",
         json_args_recommended,
+        aliases=("DL3025",),
+        documented=True,
     ),
     Rule(
         "WorkdirRelativePath",
         "Relative workdir without an absolute workdir declared within the build can have unexpected results if the "
         "base image changes",
         workdir_relative_path,
+        aliases=("DL3000",),
+        documented=True,
     ),
-    Rule("ExposeProtoCasing", "Protocol in EXPOSE instruction should be lowercase", expose_proto_casing),
+    Rule(
+        "ExposeProtoCasing", "Protocol in EXPOSE instruction should be lowercase", expose_proto_casing, documented=True
+    ),
     Rule(
         "ExposeInvalidFormat",
         "IP address and host-port mapping should not be used in EXPOSE instruction. This will become an error in a "
         "future release",
         expose_invalid_format,
+        documented=True,
     ),
     Rule(
         "InvalidDefinitionDescription",
@@ -349,5 +363,6 @@ RULES = (
         "comment.",
         invalid_definition_description,
         experimental=True,
+        documented=True,
     ),
 )

@@ -223,30 +223,45 @@ def invalid_base_image_platform(subject: Subject) -> Iterator[Finding]:
 
 
 RULES = (
-    Rule("StageNameCasing", "Stage names should be lowercase", stage_name_casing),
-    Rule("FromAsCasing", "The 'as' keyword should match the case of the 'from' keyword", from_as_casing),
-    Rule("DuplicateStageName", "Stage names should be unique", duplicate_stage_name),
-    Rule("ReservedStageName", "Reserved words should not be used as stage names", reserved_stage_name),
-    Rule("UndefinedArgInFrom", "FROM command must use declared ARGs", undefined_arg_in_from),
+    Rule("StageNameCasing", "Stage names should be lowercase", stage_name_casing, documented=True),
+    Rule(
+        "FromAsCasing", "The 'as' keyword should match the case of the 'from' keyword", from_as_casing, documented=True
+    ),
+    Rule(
+        "DuplicateStageName", "Stage names should be unique", duplicate_stage_name, aliases=("DL3024",), documented=True
+    ),
+    Rule(
+        "ReservedStageName",
+        "Reserved words should not be used as stage names",
+        reserved_stage_name,
+        aliases=("DL3063",),
+        documented=True,
+    ),
+    Rule("UndefinedArgInFrom", "FROM command must use declared ARGs", undefined_arg_in_from, documented=True),
     Rule(
         "InvalidDefaultArgInFrom",
         "Default value for global ARG results in an empty or invalid base image name",
         invalid_default_arg_in_from,
+        whole=True,
+        documented=True,
     ),
     Rule(
         "RedundantTargetPlatform",
         "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior",
         redundant_target_platform,
+        aliases=("DL3065",),
+        documented=True,
     ),
     Rule(
         "FromPlatformFlagConstDisallowed",
         "FROM --platform flag should not use a constant value",
         from_platform_flag_const_disallowed,
+        aliases=("DL3029",),
+        documented=True,
     ),
     Rule(
         "InvalidBaseImagePlatform",
         "Base image platform does not match expected target platform",
         invalid_base_image_platform,
-        documented=False,
     ),
 )

@@ -106,11 +106,18 @@ def copy_ignored_file(subject: Subject) -> Iterator[Finding]:
 
 
 RULES = (
-    Rule("UndefinedVar", "Variables should be defined before their use", undefined_var),
+    Rule("UndefinedVar", "Variables should be defined before their use", undefined_var, documented=True),
     Rule(
         "SecretsUsedInArgOrEnv",
         "Sensitive data should not be used in the ARG or ENV commands",
         secrets_used_in_arg_or_env,
+        aliases=("DL3064",),
+        documented=True,
     ),
-    Rule("CopyIgnoredFile", "Attempting to Copy file that is excluded by .dockerignore", copy_ignored_file),
+    Rule(
+        "CopyIgnoredFile",
+        "Attempting to Copy file that is excluded by .dockerignore",
+        copy_ignored_file,
+        documented=True,
+    ),
 )

@@ -9,8 +9,12 @@ import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
-from builder.lint import RULES, LintStage, Rule, Settings, Subject, run
+from builder.lint import RULES, LintStage, Rule, Settings, Subject, every, look, run
+from builder.lint.settings import UNUSED, Known, judge
+from builder.lint.settings import Settings as Wanted
+from builder.model import Severity
 from builder.plan import plan, with_triggers
 from builder.survey import _lowered
 from cache.oci import ImageConfig, Platform
@@ -23,7 +27,10 @@ if TYPE_CHECKING:
 
 AMD = Platform("linux", "amd64")
 BY_NAME = {rule.name: rule for rule in RULES}
-PAGED = [rule for rule in RULES if "Bad:" in (inspect.getdoc(rule.check) or "")]
+EVERY = every()
+KNOWN = Known(EVERY, [rule.name for rule in EVERY if rule.optional])
+DEFAULT = Wanted()
+PAGED = [rule for rule in EVERY if "Bad:" in (inspect.getdoc(rule.check) or "")]
 
 
 def subject(text: str, ignore: str = "", **options: object) -> Subject:
@@ -42,6 +49,13 @@ def names(text: str, ignore: str = "", check: str = "", **options: object) -> li
     return [finding.rule for finding in findings(text, ignore, check, **options)]
 
 
+def looked(text: str, wanted: Wanted = DEFAULT, ignore: str = "", names: tuple[str, ...] = ()) -> list[Finding]:
+    """What `pybuild lint` says of a file, where there is no shellcheck."""
+    seen = replace(subject(text, ignore), names=names)
+    found, ran = look(seen, wanted, Settings.parse(seen.plan.dockerfile.directives.check))
+    return judge(found, wanted, seen.plan.dockerfile, ran=ran, known=KNOWN)
+
+
 def sections(rule: Rule) -> dict[str, str]:
     """The indented blocks of a rule's page, by their titles."""
     page = inspect.getdoc(rule.check) or ""
@@ -56,15 +70,30 @@ def sections(rule: Rule) -> dict[str, str]:
 def test_the_bad_file_is_found_and_the_good_one_is_not(rule: Rule) -> None:
     page = sections(rule)
     ignore = page.get(".dockerignore", "")
-    bad = findings(page["Bad"], ignore, build_args={"TAG": "1"})
+    names = tuple(page.get("Context", "").split())
+    if rule in RULES:
+        bad = findings(page["Bad"], ignore, build_args={"TAG": "1"})
+        good = findings(page["Good"], ignore)
+    else:
+        others = BY_NAME if rule.name == UNUSED else ()  # what is silenced has to be looked for
+        wanted = Wanted(select=frozenset({rule.name, *others}))
+        bad, good = (looked(page[title], wanted, ignore, names) for title in ("Bad", "Good"))
+        assert [finding.rule for finding in bad] == [rule.name] * len(bad)
     assert rule.name in {finding.rule for finding in bad}
-    assert rule.name not in {finding.rule for finding in findings(page["Good"], ignore)}
+    assert rule.name not in {finding.rule for finding in good}
     for finding in bad:
         assert finding.span is not None
         assert finding.source is not None
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [rule for rule in PAGED if rule not in RULES], ids=lambda rule: rule.name)
+def test_a_good_file_is_silent_at_warning_level(rule: Rule) -> None:
+    page = sections(rule)
+    found = looked(page["Good"], names=tuple(page.get("Context", "").split()))
+    assert [finding for finding in found if finding.severity is not Severity.INFO] == []
+
+
+@pytest.mark.parametrize("rule", EVERY, ids=lambda rule: rule.name)
 def test_a_page_says_why(rule: Rule) -> None:
     page = inspect.getdoc(rule.check) or ""
     assert " ".join(page.split("\n\n")[0].split()) == rule.summary.rstrip(".") + "."
@@ -73,6 +102,7 @@ def test_a_page_says_why(rule: Rule) -> None:
 
 def test_there_are_the_22_checks_of_buildkit() -> None:
     assert len(BY_NAME) == len(RULES) == 22
+    assert [rule.name for rule in EVERY[:22]] == [rule.name for rule in RULES]
     assert [rule.name for rule in RULES if rule.experimental] == ["InvalidDefinitionDescription"]
     assert BY_NAME["JSONArgsRecommended"].url.endswith("/rule/json-args-recommended/")
     assert BY_NAME["FromAsCasing"].url.endswith("/rule/from-as-casing/")
