@@ -630,10 +630,12 @@ class Store:
             with open(temporary, "xb") as file:
                 file.write(data)
             os.rename(temporary, os.path.join(self.root, name))
-        except OSError as error:
+        except BaseException as error:
             with suppress(OSError):
                 os.unlink(temporary)
-            raise _cannot_write(self, error) from error
+            if isinstance(error, OSError):
+                raise _cannot_write(self, error) from error
+            raise
 
 
 class BlobWriter:

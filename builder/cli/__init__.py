@@ -64,7 +64,7 @@ FOREIGN = {
     "pull": "this version speaks to no registry; bases come from the store and --build-context",
     "push": "this version speaks to no registry; -o type=oci,dest=FILE is for skopeo copy",
     "login": "this version speaks to no registry",
-    "run": "pybuild only builds; -o type=docker,dest=- | docker load, and docker run",
+    "run": "pybuild only builds; pybuild build --load -t NAME ., and docker run NAME",
     "ps": "pybuild only builds: it has no containers",
 }
 """What docker and buildah have and pybuild has not, with what to do instead."""

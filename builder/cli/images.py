@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError
 from builder.cli.opened import choose_isolation, open_store
+from builder.cli.stopping import cleanly
 
 if TYPE_CHECKING:
     import datetime
@@ -409,6 +410,7 @@ def _sure(given: Given, around: Surroundings) -> bool:
     return around.stdin.readline().strip().lower() in {b"y", b"yes"}
 
 
+@cleanly()
 def import_image(given: Given, around: Surroundings) -> int:
     """Read the archive into the store and print the new image's id."""
     from builder.bases import import_rootfs

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from builder.cli.flags import Command, Flag, UsageError
 from builder.cli.opened import choose_isolation, open_store
+from builder.cli.stopping import cleanly
 from builder.cli.surroundings import ROOT, store_root
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ _STDOUT = 1
 # ---------------------------------------------------------------- save
 
 
+@cleanly()
 def save(given: Given, around: Surroundings) -> int:
     """Write the archive, complete or not at all."""
     from builder.archives import write_tar
@@ -169,6 +171,7 @@ def _meant(word: str, store: Store) -> Iterator[tuple[Image, str]]:
 # ---------------------------------------------------------------- load
 
 
+@cleanly()
 def load(given: Given, around: Surroundings) -> int:
     """Take the archive in and print what it held, as docker does; or hand images over."""
     if given.words or given.has("to"):
@@ -257,6 +260,7 @@ def _in_place(stream: BinaryIO) -> Path | None:
 # ---------------------------------------------------------------- export
 
 
+@cleanly()
 def export(given: Given, around: Surroundings) -> int:
     """Write the image's files, a tar complete or not at all."""
     from builder import flatten
@@ -287,6 +291,7 @@ def export(given: Given, around: Surroundings) -> int:
 # ---------------------------------------------------------------- mount
 
 
+@cleanly()
 def mount(given: Given, around: Surroundings) -> int:
     """Mount the image and print where, or list the mounts."""
     if not given.words:

@@ -8,7 +8,10 @@ import hashlib
 import json
 import lzma
 import os
+import signal
+import subprocess
 import tarfile
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,7 +32,7 @@ from cache.oci import (
 from cache.reference import Reference
 from cache.store import Store
 from tests.builder.test_cli_images import Shell
-from tests.building import archive, member
+from tests.building import Bench, archive, command, member
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -379,6 +382,28 @@ def test_a_damaged_blob_is_put_right(shell: Shell) -> None:
     shell("fsck", code=3)
     shell("load", stdin=data)
     assert shell("fsck").endswith("whole\n")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_load_that_is_stopped_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
+    bench = Bench(tmp_path)
+    data = tar_of(layout_files(ONE, names=[{CONTAINERD: "docker.io/library/app:1"}]))
+    with subprocess.Popen(
+        command("load"), env=bench.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(data[:-600])
+        process.stdin.flush()
+        deadline = time.monotonic() + 20
+        # Until it copies what it reads.
+        while not any((tmp_path / "store/tmp").glob("tmp*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.stdin.close()
+        assert process.wait(20) == code
+    assert os.listdir(tmp_path / "store/tmp") == []
+    assert blobs(tmp_path / "store") == []
 
 
 # ---------------------------------------------------------------- save

@@ -11,7 +11,7 @@ import pytest
 from cache import uses
 from cache.store import Store
 from tests.builder.test_cli_views import BASE, directory, file, put
-from tests.building import Bench, command, mounts_below, privileged
+from tests.building import Bench, command, mounts_below, needs_run, privileged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +74,24 @@ def test_what_is_mounted_stays(bench: Bench) -> None:
     assert place.exists()
     bench.pybuild("rmi", "app:1")
     assert os.listdir(bench.root / "snapshots") == [".kind"]
+
+
+def test_the_base_of_a_running_build_stays(tmp_path: Path) -> None:
+    needs_run()
+    bench = Bench(tmp_path)
+    bench.build("FROM base\n", {}, tag="app:1")
+    build = bench.start(*bench.words("FROM app:1\nRUN sleep 60\n"), "-t", "top")
+    assert build.stderr is not None
+    try:
+        for line in build.stderr:
+            if b"step-started" in line:
+                break
+        done = bench.pybuild("rmi", "app:1", code=1)
+        assert f"in use by a running build (process {build.pid})" in done.err
+    finally:
+        build.terminate()
+        build.communicate(timeout=30)
+    assert "Untagged: app:1" in bench.pybuild("rmi", "app:1").out
 
 
 @pytest.mark.root
