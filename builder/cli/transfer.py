@@ -120,6 +120,7 @@ def save(given: Given, around: Surroundings) -> int:
         raise UsageError("refusing to write an archive to a terminal", hint="-o FILE, or redirect standard output")
     if form != "oci-dir" and os.path.isdir(where):
         raise UsageError(f"{where} is a folder", hint="-o names the file to write, or add --format oci-dir")
+    _check_folder(where)
     with open_store(given, around.environ) as store, store.lease():
         images = _named(given.words, store)
         members = layout_members(images, store, docker=form == "docker-archive")
@@ -134,6 +135,13 @@ def save(given: Given, around: Surroundings) -> int:
                 raise  # the reader has seen enough: no mistake of anybody's
             raise BuildError(f"can not write {where}: {error.strerror or error}") from error
     return 0
+
+
+def _check_folder(where: str) -> None:
+    """UsageError for a file in a folder that there is not: as in docker, a slip is not made true by making it."""
+    folder = os.path.dirname(where.rstrip("/")) or "."
+    if where != "-" and not os.path.isdir(folder):
+        raise UsageError(f"can not write {where}: there is no folder {folder}")
 
 
 def _named(words: Sequence[str], store: Store) -> list[tuple[Descriptor, list[str]]]:
@@ -271,6 +279,7 @@ def export(given: Given, around: Surroundings) -> int:
     if where == "-" and os.isatty(_STDOUT):
         raise UsageError("refusing to write a tar to a terminal", hint="redirect standard output")
     packed = where == "-" or (where.endswith(".tar") and not os.path.isdir(where))
+    _check_folder(where)
     if not packed and where.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
         raise UsageError(f"{where}: a compressed tar is not written", hint=f"pybuild image export {name} - | gzip")
     with open_store(given, around.environ) as store, store.lease():

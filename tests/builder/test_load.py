@@ -448,6 +448,9 @@ def test_save_takes_every_tag_of_a_bare_name(made: Shell, tmp_path: Path) -> Non
     assert not (tmp_path / "c.tar").exists()
     made("save", "app:1", "-o", str(tmp_path), code=2)
     made("save", "app:1", "--format", "oci-dir", code=2)
+    made("save", "app:1", "-o", str(tmp_path / "no/such/file"), code=2)
+    made("image", "export", "app:1", str(tmp_path / "no/such/folder"), code=2)
+    assert not (tmp_path / "no").exists()
     made("save", "app:1", "--format", "x", code=2)
 
 
