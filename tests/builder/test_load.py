@@ -32,7 +32,7 @@ from cache.oci import (
 from cache.reference import Reference
 from cache.store import Store
 from tests.builder.test_cli_images import Shell
-from tests.building import Bench, archive, command, member
+from tests.building import Bench, archive, command, environment, member
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -452,6 +452,25 @@ def test_save_takes_every_tag_of_a_bare_name(made: Shell, tmp_path: Path) -> Non
     made("image", "export", "app:1", str(tmp_path / "no/such/folder"), code=2)
     assert not (tmp_path / "no").exists()
     made("save", "app:1", "--format", "x", code=2)
+
+
+def test_the_files_of_an_image(made: Shell, tmp_path: Path) -> None:
+    made("image", "export", "app:2", str(tmp_path / "files"))
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "files").iterdir()] == [("f", b"3")]
+    made("image", "export", "app:2", str(tmp_path / "files.tar"))
+    with tarfile.open(tmp_path / "files.tar") as tar:
+        assert tar.getnames() == ["f"]
+    with subprocess.Popen(
+        command("image", "export", "app:2", "-"), env=environment(PYBUILD_ROOT=str(made.root)), stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == (tmp_path / "files.tar").read_bytes()
+    (tmp_path / "files/kept").touch()
+    made("export", "app:1", str(tmp_path / "files"))
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {"f", "kept"}
+    made("image", "export", "app:1", str(tmp_path / "files.tar.gz"), code=2)
+    made("image", "export", "app:3", str(tmp_path / "more"), code=1)
+    made("image", "export", "app:1", str(tmp_path / "files/f"), code=1)
 
 
 @pytest.mark.parametrize("form", ["docker-archive", "oci-archive", "oci-dir"])
