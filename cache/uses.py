@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -100,6 +99,8 @@ def record_mount(store: Store, folder: str, image: Image, place: Path, layers: I
 
 def discard(folder: str) -> None:
     """Remove a mount's record, and what `begin_mount` made for it. Idempotent."""
+    import shutil
+
     shutil.rmtree(folder, ignore_errors=True)
 
 
