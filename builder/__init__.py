@@ -5,6 +5,7 @@ One build, from top to bottom of `build.build`:
     context     the Dockerfile and the files beside it          fetch, remotes: those from elsewhere
     plan        the stages that are needed                      origins: whom --from means; platforms
     bases       the images that they stand on                   host: made of this machine; archives: read from files
+    transfers   images from and to registries                   registries, logins: what the user says of them
     handlers    each instruction lowered to a state and a step; then how steps are performed
     survey      what there is to warn of                        lint: one function for each check
     engine      each step looked up or performed                assembly: what came out, as an image's config

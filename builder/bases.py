@@ -3,7 +3,7 @@
 Everything that a base needs is copied into the store on the way, each blob checked against its digest, so that what
 follows reads from one place. A base that was copied before costs a look at its index, manifest and config.
 
-Nothing here reaches a network.
+What is not there may be pulled from a registry, by whoever calls: nothing here reaches a network.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from builder.archives import Archive, Folder, opened
 from builder.assembly import rfc3339
 from builder.errors import BuildError, UnsupportedError
 from builder.origins import familiar
+from builder.platforms import choose, normal_platform, runs
+from cache import whence
 from cache.entries import Kind
 from cache.errors import CorruptError, NotFoundError, StoreError
 from cache.index import Index as StepIndex
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
     from builder.archives import Named
     from builder.model import StageState
+    from builder.transfers import Glanced
     from cache.entries import Entry, Files
     from cache.store import Image, Store
 
@@ -66,7 +69,7 @@ _MAX_INDEXES = 4
 
 
 class BaseImage(Struct, frozen=True):
-    """An image to start from, its layers in the store.
+    """An image to start from, its layers in the store, or where `Store.elsewhere` has them from.
 
     digest: of the manifest where the source has one, else of the config. name: how messages and history call it.
     """
@@ -77,26 +80,38 @@ class BaseImage(Struct, frozen=True):
     name: str
 
 
+class Remote(Struct, frozen=True):
+    """Where to get images that the store has not. pull: brings one into the store; always: even if it has one.
+
+    glance: gets what a build has to know before it needs bytes of layers; None where those are wanted at once.
+    """
+
+    pull: Callable[[Reference, Platform], Image]
+    always: bool = False
+    glance: Callable[[Reference, Platform], Glanced] | None = None
+
+
 def resolve(
     text: str,
     platform: Platform,
     named: Mapping[str, str],
     store: Store,
     files: Callable[[str], Files] | None = None,
+    remote: Remote | None = None,
 ) -> BaseImage | None:
     """The image that `FROM text` means; None for `scratch`.
 
     named: the named contexts, which win over everything else: `oci-layout://DIR[:tag|@digest]`,
     `docker-archive://FILE[:tag]`, `docker-image://NAME`, `host:`; of any other the files are the root file system,
-    which `files` gives by the context's name. Anything else is a name or an id in the store. platform: picks from
-    images for several.
+    which `files` gives by the context's name. Anything else is a name or an id in the store, or a name that `remote`
+    gets. platform: picks from images for several.
 
     Repeating it is cheap. BuildError when there is no such image; CorruptError when bytes are not what their digest
     says, with nothing of the bad blob left in the store.
     """
     name = context_for(text, named)
     if name is None:
-        return None if text == "scratch" else _from_store(text, store)
+        return None if text == "scratch" else _from_store(text, platform, store, remote)
     scheme, colon, rest = named[name].partition(":")
     rest = rest.removeprefix("//")
     if colon:
@@ -105,7 +120,7 @@ def resolve(
         if scheme == "docker-archive":
             return _from_archive(rest, text, platform, store)
         if scheme == "docker-image":
-            return None if rest == "scratch" else _from_store(rest, store)
+            return None if rest == "scratch" else _from_store(rest, platform, store, remote)
         if scheme == "host":
             return _from_host(rest, text, store)
     if files is None:
@@ -126,26 +141,70 @@ def context_for(text: str, named: Mapping[str, str]) -> str | None:
 # ---------------------------------------------------------------- the store
 
 
-def _from_store(text: str, store: Store) -> BaseImage:
-    try:
-        image = store.image(text)
-    except NotFoundError as error:
-        raise BuildError(
-            f"base image {text} is not in the store",
-            hint="; ".join(
-                part
-                for part in (
-                    error.hint,
-                    (
-                        f"bring one in with `pybuild import ROOTFS.tar {text}`, or with "
-                        f"--build-context {text}=oci-layout://DIR, docker-archive://FILE or host:"
-                    ),
-                )
-                if part
-            ),
-        ) from None
+def _from_store(text: str, platform: Platform, store: Store, remote: Remote | None) -> BaseImage:
+    image = None if remote is not None and remote.always else _local(text, platform, store, lenient=remote is None)
+    if image is None and remote is not None:
+        found = _got(text, platform, store, remote)
+        if isinstance(found, BaseImage):
+            return found
+        image = found
+    if image is None:
+        raise _missing(text, store)
     store.note_use(image.id)
     return BaseImage(store.config(image), store.layers(image), image.manifest.digest, text)
+
+
+def _local(text: str, platform: Platform, store: Store, *, lenient: bool) -> Image | None:
+    """The image that the store has by this name or id. lenient: of another platform, where it has no better one.
+
+    An image that was built or loaded here is taken as it is. Of what came from a registry, each platform's is known.
+    """
+    try:
+        image = store.image(text)
+    except NotFoundError:
+        image = None
+    try:
+        reference = Reference.parse(text)
+    except StoreError:
+        return image
+    known = {wanted: image_id for image_id, wanted in whence.images_of(store, reference)}
+    if known and (image is None or image.id in known.values()):
+        if (chosen := known.get(str(normal_platform(platform)))) is not None:
+            return store.image(chosen)
+        if image is not None and not lenient and normal_platform(store.config(image).platform) not in runs(platform):
+            return None
+    return image
+
+
+def _got(text: str, platform: Platform, store: Store, remote: Remote) -> Image | BaseImage:
+    try:
+        reference = Reference.parse(text)
+    except StoreError:
+        # An id, or its beginning, which no registry knows.
+        return store.image(text)
+    try:
+        if remote.glance is None:
+            return remote.pull(reference, platform)
+        glanced = remote.glance(reference, platform)
+        return BaseImage(glanced.config, glanced.layers, glanced.manifest.digest, text)
+    except CorruptError:
+        raise
+    except StoreError as error:
+        head = f"base image {text}" + ("" if remote.always else " is not in the store")
+        raise BuildError(f"{head}: {error.message}", hint=error.hint) from error
+
+
+def _missing(text: str, store: Store) -> BuildError:
+    hint = ""
+    try:
+        store.image(text)
+    except NotFoundError as error:
+        hint = error.hint
+    ways = (
+        f"bring one in with `pybuild pull {text}`, `pybuild import ROOTFS.tar {text}`, or with "
+        f"--build-context {text}=oci-layout://DIR, docker-archive://FILE or host:"
+    )
+    return BuildError(f"base image {text} is not in the store", hint="; ".join(part for part in (hint, ways) if part))
 
 
 # ---------------------------------------------------------------- layouts and archives
@@ -223,7 +282,7 @@ def _pick(files: Named, tag: str, platform: Platform) -> Descriptor:
     index = Index.from_json(parse_json(_read(files, "index.json"), f"{files.title}/index.json"))
     candidates = _tagged(files.title, index.manifests, tag)
     for _ in range(_MAX_INDEXES):
-        found = _for_platform(files.title, candidates, platform)
+        found = choose(files.title, candidates, platform)
         if found.media_type not in (INDEX, DOCKER_INDEX):
             return found
         data = _read(files, _blob(found.digest), found)
@@ -271,34 +330,6 @@ def _names(manifest: Descriptor) -> tuple[str, ...]:
             if ":" in text.rpartition("/")[2]:
                 found += [reference.full, reference.familiar, reference.tag]
     return tuple(dict.fromkeys(found))
-
-
-def _for_platform(title: str, manifests: Sequence[Descriptor], platform: Platform) -> Descriptor:
-    # BuildKit's attestations stand in the index beside the images, for a platform that no machine has.
-    images = [found for found in manifests if found.platform is None or found.platform.os != "unknown"]
-    if not images:
-        raise BuildError(f"{title} holds no image")
-    wanted = _normal(platform)
-    having = [(found, _normal(found.platform)) for found in images if found.platform is not None]
-    for found, has in having:
-        if has == wanted:
-            return found
-    for found, has in having:
-        if (has.os, has.architecture) == (wanted.os, wanted.architecture):
-            return found
-    unsaid = [found for found in images if found.platform is None]
-    if unsaid:
-        return unsaid[0]
-    known = ", ".join(str(found.platform) for found in images)
-    raise BuildError(f"{title} has no image for {platform}", hint=f"it has {known}; choose with --platform")
-
-
-def _normal(platform: Platform) -> Platform:
-    """The platform with a variant that goes without saying left out."""
-    implied = {"arm64": "v8", "amd64": "v1", "arm": "v7"}
-    if platform.variant and implied.get(platform.architecture) == platform.variant:
-        return replace(platform, variant="")
-    return platform
 
 
 def _take(files: Named, name: str, expected: Descriptor, store: Store) -> None:

@@ -7,6 +7,7 @@ files is an error before the first step.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import time
 from contextlib import contextmanager, suppress
@@ -20,8 +21,8 @@ from builder import bases, handlers
 from builder.context import is_image, open_contexts
 from builder.engine import Engine, StageWork, Work
 from builder.epoch import plan_of
-from builder.errors import BuildError, DamagedError, gathered, raise_all
-from builder.events import BuildFinished, BuildPlanned, Warned
+from builder.errors import BuildError, CancelledError, DamagedError, gathered, raise_all
+from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Warned
 from builder.handlers import files
 from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
@@ -45,8 +46,10 @@ if TYPE_CHECKING:
     from builder.events import Reporter
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
+    from builder.registries import Registries
     from cache.oci import Platform
-    from cache.store import Store
+    from cache.remote import Remotes
+    from cache.store import Image, Store
     from grammar.source import Span
 
 
@@ -58,43 +61,125 @@ def build(
     report: Reporter,
     stop: threading.Event,
     stdin: BinaryIO | None = None,
+    registries: Callable[[], Registries] | None = None,
     recipient: Recipient | None = None,
 ) -> BuildResult:
     """Build what was asked for and say what came out; the image and its names are in the store then.
 
-    stop: set it to end the build; CancelledError is raised soon after. stdin: where a context or a Dockerfile called
-    `-` is read from. recipient: a Docker or podman that gets the image as well. Raises DockerfileError, BuildError or
-    StoreError; then no name has moved and no output is half-written.
+    registries: called when one is needed, to pull a base or to push; None: the build keeps to the store. stop: set it
+    to end the build; CancelledError is raised soon after. stdin: where a context or a Dockerfile called `-` is read
+    from. recipient: a Docker or podman that gets the image as well. Raises DockerfileError, BuildError or StoreError;
+    then no name has moved and no output is half-written.
     """
     started = time.monotonic()
     _check_outputs(request)
-    with store.lease(), open_request(request, store, stdin) as contexts:
-        made, work = prepare(request, store, contexts)
+    with (
+        store.lease(),
+        open_request(request, store, stdin) as contexts,
+        _caches(request, store, report, registries) as remotes,
+    ):
+        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
         examined = examine(made, work.stages, contexts)
         findings = examined.all
         for finding in findings:
             report(Warned(finding))
         examined.enforce()
         report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
-        engine = Engine(work, store=store, ground=isolation, report=report, stop=stop)
-        engine.run()
+        engine = _carried_out(work, request, store, isolation, report, stop, remotes)
         image = engine.image(made.target, intermediate=request.squash)
         if request.squash:
             image = _squashed(image, store, exact=made.epoch is not None)
-        references = [Reference.parse(tag) for tag in request.tags]
+        references = _references(request)
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
-            _export(image, spec, names, store, report)
+            _export(image, spec, names, store, report, registries)
         if recipient is not None:
             from builder.engines import hand_over
 
             hand_over(recipient, [(image.manifest, names)], store, report)
-        for reference in references:
-            store.tag(reference, image.id)
+        if engine.is_whole(made.target):
+            for reference in references:
+                store.tag(reference, image.id)
+        if remotes is not None:
+            remotes.adopt()
+        if remotes is not None and any(place.type != "inline" for place in request.cache_to):
+            _finish(remotes, request, report, stop)
     steps, cached = engine.counts()
     result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
     report(BuildFinished(result))
     return result
+
+
+@contextmanager
+def _caches(
+    request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
+) -> Iterator[Remotes | None]:
+    """The caches that the request names; None where it names none."""
+    if not request.cache_from and not request.cache_to:
+        yield None
+        return
+    from builder.sharing import open_caches
+
+    with open_caches(request, store, report, registries) as remotes:
+        try:
+            yield remotes
+        except CancelledError:
+            remotes.drop()
+            raise
+
+
+def _is_kept(request: BuildRequest) -> bool:
+    """Whether all bytes of the image are wanted here."""
+    elsewhere = {"cacheonly", "registry"}
+    if request.squash or not request.outputs or any(spec.type not in elsewhere for spec in request.outputs):
+        return True
+    # A name is for the store, unless it says where to push to.
+    return bool(request.tags) and all(spec.type != "registry" for spec in request.outputs)
+
+
+def _carried_out(
+    work: Work,
+    request: BuildRequest,
+    store: Store,
+    ground: Ground,
+    report: Reporter,
+    stop: threading.Event,
+    remotes: Remotes | None,
+) -> Engine:
+    """The build, carried out, with the bytes of the target's layers in the store where they are wanted.
+
+    A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
+    until then is in the cache.
+    """
+    numbers = itertools.count(1)
+    inline = any(place.type == "inline" for place in request.cache_to)
+    while True:
+        lost = remotes.lost if remotes is not None else 0
+        engine = Engine(
+            work, store=store, ground=ground, report=report, stop=stop, remotes=remotes, numbers=numbers, inline=inline
+        )
+        try:
+            engine.run()
+            if remotes is not None and _is_kept(request):
+                remotes.complete(engine.layers(work.target))
+        except CancelledError:
+            raise
+        except Exception:
+            if remotes is None or remotes.lost == lost:
+                raise
+            stop.clear()
+        else:
+            return engine
+
+
+def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: threading.Event) -> None:
+    """Wait until the caches have got what they were offered, and what lies in cache mounts."""
+    what = "cache " + ", ".join(dict.fromkeys(place.place for place in request.cache_to if place.place))
+    report(ExportStarted(what))
+    started = time.monotonic()
+    remotes.save(stop.is_set)
+    remotes.finish()
+    report(ExportFinished(what, time.monotonic() - started, remotes.traffic.sent))
 
 
 def _check_outputs(request: BuildRequest) -> None:
@@ -102,7 +187,17 @@ def _check_outputs(request: BuildRequest) -> None:
     for spec in request.outputs:
         from builder.export import check
 
-        check(spec)
+        check(spec, request.tags)
+
+
+def _references(request: BuildRequest) -> list[Reference]:
+    """The names that the image gets in the store."""
+    found = [Reference.parse(tag) for tag in request.tags]
+    for spec in request.outputs:
+        from builder.export import names_of
+
+        found += names_of(spec)
+    return list(dict.fromkeys(found))
 
 
 def _squashed(image: ImageResult, store: Store, *, exact: bool) -> ImageResult:
@@ -117,10 +212,52 @@ def _squashed(image: ImageResult, store: Store, *, exact: bool) -> ImageResult:
     return ImageResult(made.id, config, layers, made.manifest, image.inherited)
 
 
-def _export(image: ImageResult, spec: OutputSpec, names: Sequence[str], store: Store, report: Reporter) -> None:
+def _export(
+    image: ImageResult,
+    spec: OutputSpec,
+    names: Sequence[str],
+    store: Store,
+    report: Reporter,
+    registries: Callable[[], Registries] | None,
+) -> None:
     from builder.export import export
 
-    export(image, spec, names, store, report)
+    export(image, spec, names, store, report, registries)
+
+
+def remote_of(
+    request: BuildRequest,
+    store: Store,
+    registries: Callable[[], Registries] | None,
+    report: Reporter,
+    stop: threading.Event | None = None,
+    remotes: Remotes | None = None,
+) -> bases.Remote | None:
+    """Where the build gets bases that the store has not, as `--pull` has it; each is asked for once. None: nowhere.
+
+    remotes: have the layers of a base when their bytes are wanted; without them they are pulled at once.
+    """
+    if registries is None or request.pull == "never":
+        return None
+    if remotes is not None:
+        from builder.sharing import glancing
+
+        glance = glancing(registries, store, remotes)
+    else:
+        glance = None
+    pulled: dict[tuple[Reference, Platform], Image] = {}
+
+    def pull(reference: Reference, platform: Platform) -> Image:
+        from builder import transfers
+
+        key = (reference, platform)
+        if key not in pulled:
+            place = transfers.Place(reference, registries().get(reference.registry))
+            done = transfers.pull(place, platform, store=store, report=report, stop=stop, strict=False)
+            pulled[key] = done.image
+        return pulled[key]
+
+    return bases.Remote(pull, request.pull == "always", glance)
 
 
 def open_request(request: BuildRequest, store: Store, stdin: BinaryIO | None) -> Contexts:
@@ -186,17 +323,20 @@ def _grammar_stamp() -> str:
     return digest_of(repr(facts).encode())
 
 
-def prepare(request: BuildRequest, store: Store, contexts: Contexts) -> tuple[Plan, Work]:
+def prepare(
+    request: BuildRequest, store: Store, contexts: Contexts, remote: bases.Remote | None = None
+) -> tuple[Plan, Work]:
     """Plan, lower and check; changes nothing but that bases come into the store.
 
-    Raises BuildError, or BuildErrors: mistakes of one kind do not hide those of another.
+    remote: where bases are got that it has not. Raises BuildError, or BuildErrors: mistakes of one kind do not hide
+    those of another.
     """
     made = plan_of(request, parsed(contexts.source, store), contexts)
     named = dict(request.build_contexts)
     errors: list[BuildError] = []
-    made, found = _with_bases(made, named, store, contexts, errors)
+    made, found = _with_bases(made, named, store, contexts, errors, remote)
     stages = lower_stages(made, found, errors)
-    images = _images(stages, made, named, store, errors)
+    images = _images(stages, made, named, store, errors, remote)
     check_steps(stages, contexts, images, errors)
     check_layers(stages, made, contexts, errors, squash=request.squash)
     raise_all(errors)
@@ -236,7 +376,12 @@ def _with_unmet_filters(made: Plan, request: BuildRequest) -> Plan:
 
 
 def _with_bases(
-    made: Plan, named: dict[str, str], store: Store, contexts: Contexts, errors: list[BuildError]
+    made: Plan,
+    named: dict[str, str],
+    store: Store,
+    contexts: Contexts,
+    errors: list[BuildError],
+    remote: bases.Remote | None,
 ) -> tuple[Plan, dict[int, BaseImage | None]]:
     """The base image of every planned stage that has one, by the stage's index; None for scratch.
 
@@ -259,7 +404,7 @@ def _with_bases(
             if name not in seen and name not in lost:
                 lost.add(name)
                 with gathered(errors), _told_at(stage.stage.from_.image.span, made.dockerfile.source, wanted, made):
-                    seen[name] = bases.resolve(*name, named, store, contexts.files)
+                    seen[name] = bases.resolve(*name, named, store, contexts.files, remote)
                     lost.remove(name)
             if name in lost:
                 continue
@@ -270,7 +415,12 @@ def _with_bases(
 
 
 def _images(
-    stages: tuple[StageWork, ...], made: Plan, named: dict[str, str], store: Store, errors: list[BuildError]
+    stages: tuple[StageWork, ...],
+    made: Plan,
+    named: dict[str, str],
+    store: Store,
+    errors: list[BuildError],
+    remote: bases.Remote | None,
 ) -> dict[str, BaseImage | None]:
     """The images that COPY --from and mounts name. A context that is files and no image is none of them."""
     found: dict[str, BaseImage | None] = {}
@@ -283,7 +433,7 @@ def _images(
                 if name is not None and name not in found:
                     found[name] = None
                     with gathered(errors), _told_at(lowered.instruction.span, lowered.source, name, made):
-                        found[name] = bases.resolve(name, made.platform, named, store)
+                        found[name] = bases.resolve(name, made.platform, named, store, remote=remote)
     return found
 
 

@@ -39,13 +39,13 @@ from builder.model import (
     UrlSource,
 )
 from cache.claims import Claim
-from cache.errors import StoreError
+from cache.errors import LostError, StoreError
 from cache.index import Fate, Index, Place, Record, key
 from cache.oci import canonical, chain_ids, digest_of
 from cache.reasons import Why
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from builder.bases import BaseImage
     from builder.context import Contexts
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from cache.index import Part
     from cache.layers import Written
     from cache.oci import Digest, ImageConfig, Layer
+    from cache.remote import Found, Remotes
     from cache.snapshots import Snapshots
     from cache.store import Store
 
@@ -125,9 +126,9 @@ class Work(Struct, frozen=True):
 class StageRun(Struct):
     """A stage while it is built. `done` is set when it ended, one way or the other.
 
-    base: the config it stands on. dirty: some step was not in the cache. parent: the last intermediate image. changed:
-    the last step that was not in the cache, of this stage or of those that it stands on. inherited: so many of the
-    layers came with the image that it, or the stage below, stands on.
+    base: the config it stands on. dirty: some step was not in the cache. far: some step came from a cache elsewhere.
+    parent: the last intermediate image. changed: the last step that was not in the cache, of this stage or of those
+    that it stands on. inherited: so many of the layers came with the image that it, or the stage below, stands on.
     """
 
     work: StageWork
@@ -136,26 +137,45 @@ class StageRun(Struct):
     config: ImageConfig | None = None
     layers: tuple[Layer, ...] = ()
     made: list[Made] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     cached: int = 0
     steps: int = 0
     dirty: bool = False
+    far: bool = False
     parent: Digest | None = None
     changed: str = ""
     done: threading.Event = field(default_factory=threading.Event)
 
 
 class Engine:
-    """One build's moving parts; it lives for one call of `run`."""
+    """One build's moving parts; it lives for one call of `run`.
 
-    def __init__(self, work: Work, *, store: Store, ground: Ground, report: Reporter, stop: threading.Event) -> None:
+    remotes: caches outside the store, looked into after its own. numbers: what events call steps by. inline: the
+    image carries the records of its own steps.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        *,
+        store: Store,
+        ground: Ground,
+        report: Reporter,
+        stop: threading.Event,
+        remotes: Remotes | None = None,
+        numbers: Iterator[int] | None = None,
+        inline: bool = False,
+    ) -> None:
         self._work = work
+        self._remotes = remotes
+        self._inline = inline
         self._store = store
         self._ground = ground
         self._report = report
         self._stop = stop
         self._index = Index(store.database)
         self._stages = {item.plan.stage.index: StageRun(item) for item in work.stages}
-        self._numbers = itertools.count(1)
+        self._numbers = numbers or itertools.count(1)
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._made_runner: Runner | None = None
@@ -218,9 +238,13 @@ class Engine:
             else:
                 self._do(stage, lowered)
             # The target's last instruction leaves the image itself.
-            if stage.dirty and lowered is not last:
+            if stage.dirty and lowered is not last and self._has(stage.layers):
                 self._leave_intermediate(stage)
         stage.config = self._config(stage)
+
+    def _has(self, layers: tuple[Layer, ...]) -> bool:
+        """Whether the store has the bytes of all these layers, none of them lying elsewhere."""
+        return self._remotes is None or all(self._store.holds(layer.descriptor) for layer in layers)
 
     def _base_of(self, stage: StageRun) -> tuple[ImageConfig | None, tuple[Layer, ...]]:
         below = stage.work.plan.base.stage
@@ -237,7 +261,7 @@ class Engine:
     def _config(self, stage: StageRun) -> ImageConfig:
         """The stage's image config. Its time is that of the first build that gave this very content.
 
-        A rebuild that changes nothing so keeps the image's id, as docker's cache does.
+        A rebuild that changes nothing so keeps the image's id, as docker's cache does, on another machine, too.
         """
         state = stage.work.state
         labels = self._work.labels if stage.work.plan.stage.index == self._work.target else ()
@@ -246,7 +270,7 @@ class Engine:
         bare = assemble(stage.base, state, stage.made, labels=labels, created=None)
         fingerprint = digest_of(canonical(bare.to_json()))
         known = self._index.memo("image created", fingerprint)
-        done = [made.created for made in stage.made if made.created is not None] if stage.dirty else []
+        done = [made.created for made in stage.made if made.created is not None] if stage.dirty or stage.far else []
         created = float(known) if known else done[-1] if done else time.time()
         if not known:
             self._index.memoise("image created", fingerprint, repr(created))
@@ -280,10 +304,24 @@ class Engine:
             fixed=epoch is not None,
         )
 
+    def layers(self, index: int) -> tuple[Layer, ...]:
+        """The layers of the finished stage. The bytes of those that were found elsewhere may still lie there."""
+        return self._stages[index].layers
+
+    def is_whole(self, index: int) -> bool:
+        """Whether the store has the bytes of all layers of the finished stage."""
+        return self._has(self._stages[index].layers)
+
     def image(self, index: int, *, intermediate: bool = False) -> ImageResult:
-        """The finished stage as an image in the store. Idempotent. intermediate: something else is made of it."""
+        """The finished stage as an image in the store. Idempotent. intermediate: something else is made of it.
+
+        Where layers of it lie elsewhere, only its manifest and config are there, and the store does not list it.
+        """
         stage = self._stages[index]
         assert stage.config is not None
+        if not self._has(stage.layers):
+            image_id, manifest = self._store.describe(stage.config, stage.layers, self._notes(stage))
+            return ImageResult(image_id, stage.config, stage.layers, manifest, stage.inherited)
         parent, needs = None, set()
         if any(other.dirty for other in self._stages.values()):
             parent = stage.parent or self._intermediate(stage, len(stage.made) - 1)
@@ -296,8 +334,22 @@ class Engine:
             parent=parent,
             intermediate=intermediate,
             needs=[need for need in needs if need is not None],
+            annotations=self._notes(stage),
         )
         return ImageResult(image.id, stage.config, stage.layers, image.manifest, stage.inherited)
+
+    def _notes(self, stage: StageRun) -> tuple[tuple[str, str], ...]:
+        """The annotations of the image's manifest."""
+        if not self._inline:
+            return ()
+        from cache.remote import inline_note
+
+        records = list(stage.records)
+        below = stage.work.plan.base.stage
+        while below is not None:
+            records = [*self._stages[below].records, *records]
+            below = self._stages[below].work.plan.base.stage
+        return (inline_note(records, stage.layers),)
 
     def counts(self) -> tuple[int, int]:
         """How many steps there were, and how many of them came from the cache."""
@@ -329,7 +381,7 @@ class Engine:
             identity = key(parts, hidden=hidden)
             place = self._place(stage, lowered)
             fresh = self._is_fresh(stage, lowered)
-            record, why = (None, Why("no cache")) if fresh else self._lookup(identity, place, parts)
+            record, why = (None, Why("no cache")) if fresh else self._lookup(stage, identity, place, parts)
             hit = record is not None
             self._fates[number] = Fate(
                 stage.work.plan.title,
@@ -345,19 +397,27 @@ class Engine:
                 self._miss(stage, number, why)
                 with contextlib.nullcontext() if fresh else self._claim(identity, number):
                     # Another build may have done the step since it was looked up.
-                    record = None if fresh else self._lookup(identity, place, parts)[0]
+                    record = None if fresh else self._lookup(stage, identity, place, parts)[0]
                     hit = record is not None
                     if record is None:
-                        record = self._perform(stage, lowered, number, identity, started)
-                        self._index.record(record, parts, place())
-                        stage.dirty = True
-                        if record.layer is not None:
-                            stage.changed = f"[{stage.work.plan.title} {stage.steps + 1}/{stage.work.total}]"
+                        with self._turn(identity, fresh, stage, number) as found:
+                            if found is not None:
+                                record, hit = self._taken(stage, found, parts, place), True
+                            else:
+                                record = self._perform(stage, lowered, number, identity, started)
+                                record = self._keep(stage, record, parts, place, fresh)
+                                stage.dirty = True
+                                if record.layer is not None:
+                                    stage.changed = f"[{stage.work.plan.title} {stage.steps + 1}/{stage.work.total}]"
+                                self._offer(stage, record, parts, place, anew=True)
                 if hit:
                     self._fates[number] = replace(self._fates[number], cached=True, reason="", changes=())
+            if hit:
+                self._offer(stage, record, parts, place)
             stage.cached += hit
         except BaseException as error:
-            cancelled = isinstance(error, CancelledError | KeyboardInterrupt)
+            # A layer that was lost is told by itself, and its step done again.
+            cancelled = isinstance(error, CancelledError | KeyboardInterrupt | LostError)
             self._report(StepFailed(number, time.monotonic() - started, cancelled))
             if isinstance(error, BuildError):
                 error.mask(lowered.secrets)
@@ -367,6 +427,7 @@ class Engine:
         if record.layer is not None:
             stage.layers = (*stage.layers, record.layer)
         stage.made.append(Made(lowered, record.layer, record.created))
+        stage.records.append(record)
         seconds = time.monotonic() - started
         self._report(StepFinished(number, hit, seconds, record.size, record.files, "" if hit else why.reason))
 
@@ -388,29 +449,85 @@ class Engine:
 
         return make
 
-    def _lookup(self, identity: str, place: Callable[[], Place], parts: list[Part]) -> tuple[Record | None, Why]:
-        """The record of a step, or why there is none that may be used."""
-        record = self._index.lookup(identity)
-        if record is None:
-            return None, self._index.why(place(), parts, identity)
+    def _lookup(
+        self, stage: StageRun, identity: str, place: Callable[[], Place], parts: list[Part]
+    ) -> tuple[Record | None, Why]:
+        """The record of a step, here or elsewhere, or why there is none that may be used."""
         oldest = self._work.cache.oldest
-        if oldest is not None and (age := self._index.age(identity)) > oldest:
+        age = 0.0
+        record = self._index.lookup(identity)
+        if record is not None and (oldest is None or (age := self._index.age(identity)) <= oldest):
+            return record, Why("")
+        if self._remotes is not None and (found := self._remotes.find(identity)) is not None:
+            if oldest is None or (age := time.time() - found.written) <= oldest:
+                return self._taken(stage, found, parts, place), Why("")
+            record = found.record
+        if record is not None and oldest is not None:
             return None, Why(f"made {_span(age)} ago, more than {_span(oldest)}")
-        return record, Why("")
+        elsewhere = self._remotes.explanation if self._remotes is not None else None
+        return None, self._index.why(place(), parts, identity, elsewhere)
+
+    def _taken(self, stage: StageRun, found: Found, parts: list[Part], place: Callable[[], Place]) -> Record:
+        """A record that lies elsewhere; the store's own index has it as soon as the store has its layer."""
+        assert self._remotes is not None
+        stage.far = True
+        record, written = found.record, found.written
+        self._remotes.on_arrival(found, lambda: self._index.record(record, parts, place(), written))
+        return record
+
+    def _keep(
+        self, stage: StageRun, record: Record, parts: list[Part], place: Callable[[], Place], fresh: bool
+    ) -> Record:
+        """Keep what was just done. Where another machine was quicker, its record is the one that counts for all."""
+        if self._remotes is not None and not fresh:
+            found = self._remotes.earlier(record.key)
+            if found is not None and found.record.layer != record.layer:
+                return self._taken(stage, found, parts, place)
+        self._index.record(record, parts, place())
+        return record
+
+    def _offer(
+        self, stage: StageRun, record: Record, parts: list[Part], place: Callable[[], Place], *, anew: bool = False
+    ) -> None:
+        """Have the record in the caches that this build is to fill."""
+        if self._remotes is not None:
+            written = time.time() - self._index.age(record.key)
+            self._remotes.offer(record, parts, place, final=self._is_final(stage), written=written, anew=anew)
+
+    def _is_final(self, stage: StageRun) -> bool:
+        """Whether the built image stands on the stage's steps."""
+        index: int | None = self._work.target
+        while index is not None and index != stage.work.plan.stage.index:
+            index = self._stages[index].work.plan.base.stage
+        return index is not None
+
+    def _turn(
+        self, identity: str, fresh: bool, stage: StageRun, number: int
+    ) -> contextlib.AbstractContextManager[Found | None]:
+        """The right to do the step among all machines that share a cache, or what another one has made of it."""
+        if self._remotes is None or fresh:
+            return contextlib.nullcontext()
+        wait = self._waiting(number, b"another machine is doing this step: waiting for its result\n")
+        return self._remotes.turn(identity, wait, final=self._is_final(stage))
 
     def _claim(self, identity: str, number: int) -> Claim:
         """The right to do the step; whoever else comes to the same one meanwhile waits for its result."""
+        wait = self._waiting(number, b"another build is doing this step: waiting for its result\n")
+        return Claim(self._store.root, identity, wait)
+
+    def _waiting(self, number: int, words: bytes) -> Callable[[float], None]:
+        """What waits for so many seconds, tells why at the first call, and ends when the build is stopped."""
         told = False
 
         def wait(seconds: float) -> None:
             nonlocal told
             if not told:
-                self._report(StepOutput(number, b"another build is doing this step: waiting for its result\n"))
+                self._report(StepOutput(number, words))
                 told = True
             if self._stop.wait(seconds):
                 raise CancelledError("the build was stopped")
 
-        return Claim(self._store.root, identity, wait)
+        return wait
 
     def _miss(self, stage: StageRun, number: int, why: Why) -> None:
         """Tell that a step is not in the cache; BuildError where it has to be."""
@@ -551,6 +668,7 @@ class Engine:
                     self._work.supplies,
                     self._view,
                     self._work.epoch,
+                    self._remotes,
                 )
             return self._made_runner
 

@@ -92,6 +92,35 @@ class ExportFinished(Struct, frozen=True):
     size: int = 0
 
 
+class TransferStarted(Struct, frozen=True):
+    """Blobs are about to cross the network. what: such as `pulling docker.io/library/debian:12`."""
+
+    what: str
+
+
+class BlobMoved(Struct, frozen=True):
+    """A blob of a transfer: how many of its bytes have moved. state: moving, done, present or mounted.
+
+    While it moves, this comes every now and then; `done` may fall, when an upload has to start again.
+    """
+
+    what: str
+    blob: str
+    done: int
+    size: int
+    state: str
+
+
+class TransferFinished(Struct, frozen=True):
+    """A transfer is over. size: bytes that crossed the network; blobs: how many there were; failed: by an error."""
+
+    what: str
+    seconds: float
+    size: int
+    blobs: int
+    failed: bool = False
+
+
 class BuildFinished(Struct, frozen=True):
     """The build is done and its names are set."""
 
@@ -109,6 +138,9 @@ Event = (
     | Warned
     | ExportStarted
     | ExportFinished
+    | TransferStarted
+    | BlobMoved
+    | TransferFinished
     | BuildFinished
 )
 

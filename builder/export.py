@@ -7,6 +7,8 @@ images give equal bytes; no time of writing is in them.
     type=docker,dest=FILE|-         what `docker load` and `podman load` read; a layout too, as docker writes since 25
     type=tar,dest=FILE|-            the image's files, layers put together
     type=local,dest=DIR             the same as files in a directory
+    type=image,name=NAME,push=true  the store; with push, the registry of each name, too
+    type=registry                   the same as type=image,push=true
     type=cacheonly                  nothing
 
 How the layers of an image are compressed and in whose words its documents are written: `form_of`.
@@ -31,9 +33,10 @@ from cache.oci import INDEX, REF_NAME, Descriptor, JSONObject, Manifest, canonic
 from cache.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from builder.model import ImageResult, OutputSpec
+    from builder.registries import Registries
     from cache.repack import Form
     from cache.store import Store
 
@@ -50,23 +53,36 @@ _ATTRIBUTES: dict[str, frozenset[str] | set[str]] = {
     "docker": {"name", "tar"} | FORM,
     "tar": {"platform-split"},
     "local": {"platform-split", "mode"},
+    "image": {"name", "push", "push-by-digest", "registry.insecure", "store", "unpack"} | FORM,
+    "registry": {"name", "push-by-digest", "registry.insecure"} | FORM,
     "cacheonly": set[str](),
 }
 
 
-def export(image: ImageResult, spec: OutputSpec, names: Sequence[str], store: Store, report: Reporter) -> None:
-    """Write `image` as `spec` says. names: full references, which archives and layouts carry.
+def export(
+    image: ImageResult,
+    spec: OutputSpec,
+    names: Sequence[str],
+    store: Store,
+    report: Reporter,
+    registries: Callable[[], Registries] | None = None,
+) -> None:
+    """Write `image` as `spec` says. names: full references, which archives and layouts carry, and that are pushed.
 
     Repeating it writes the same again. BuildError when the place can not be written or is a terminal; UnsupportedError
     for a type or an attribute that is not known; CorruptError when the store is damaged. After an error the place is as
     it was, but that a directory may have got some of the files (see `type=local`).
     """
-    check(spec)
+    check(spec, names)
     attributes = dict(spec.attributes)
     if spec.type == "cacheonly":
         return
     names = (*names, *(Reference.parse(name).full for name in attributes.get("name", "").split(",") if name))
     names = tuple(dict.fromkeys(names))
+    if spec.type in _KEPT:
+        if pushes(spec):
+            _push(image, spec, names, store, report, registries)
+        return
     where = spec.dest or "-"
     what = f"{_TITLES[spec.type]} {'to standard output' if where == '-' else where}"
     report(ExportStarted(what))
@@ -84,13 +100,51 @@ def export(image: ImageResult, spec: OutputSpec, names: Sequence[str], store: St
 _TITLES = {"oci": "oci archive", "docker": "docker archive", "tar": "file system tar", "local": "files"}
 
 
-def check(spec: OutputSpec) -> None:
-    """Say before a build what of `spec` can not be done after it. BuildError, UnsupportedError."""
+_KEPT = ("image", "registry")
+"""The outputs that write nothing but what the store and registries have."""
+
+
+def pushes(spec: OutputSpec) -> bool:
+    """Whether an output goes to registries."""
+    return spec.type == "registry" or _flag(dict(spec.attributes).get("push", "false"), "push")
+
+
+def names_of(spec: OutputSpec) -> tuple[Reference, ...]:
+    """The names that the image gets in the store by this output. StoreError for what is none."""
+    if spec.type not in _KEPT:
+        return ()
+    return tuple(Reference.parse(name) for name in dict(spec.attributes).get("name", "").split(",") if name)
+
+
+def _push(
+    image: ImageResult,
+    spec: OutputSpec,
+    names: Sequence[str],
+    store: Store,
+    report: Reporter,
+    registries: Callable[[], Registries] | None,
+) -> None:
+    from builder import transfers
+
+    attributes = dict(spec.attributes)
+    if registries is None:
+        raise UnsupportedError("this build is not to speak to registries")
+    insecure = _flag(attributes.get("registry.insecure", "false"), "registry.insecure")
+    image = in_form(image, form_of(spec), store)
+    for name in names:
+        reference = Reference.parse(name)
+        if _flag(attributes.get("push-by-digest", "false"), "push-by-digest"):
+            reference = replace(reference, tag="", digest=image.manifest.digest)
+        place = transfers.Place(reference, registries().get(reference.registry, insecure=insecure))
+        transfers.push(place, image.manifest, store=store, report=report)
+        transfers.note(place, image.id, image.manifest, image.config.platform, store)
+
+
+def check(spec: OutputSpec, names: Sequence[str] = ()) -> None:
+    """Say before a build what of `spec` can not be done after it. names: those of the image. BuildError and others."""
     known = _ATTRIBUTES.get(spec.type)
     if known is None:
         hint = f"this version writes {', '.join(_ATTRIBUTES)}"
-        if spec.type in {"image", "registry"}:
-            hint = "a build always keeps its image in the store; " + hint
         raise UnsupportedError(f"output type {spec.type!r} is not known", hint=hint)
     attributes = dict(spec.attributes)
     for name in attributes:
@@ -106,6 +160,9 @@ def check(spec: OutputSpec) -> None:
             f"output type={spec.type}: platform-split is not supported", hint="a build makes one platform"
         )
     form_of(spec)
+    if spec.type in _KEPT:
+        _check_kept(spec, names)
+        return
     folder = not _flag(attributes.get("tar", "true"), "tar")
     if spec.type == "local" and spec.dest in {"", "-"}:
         raise BuildError("output type=local needs a directory", hint="-o type=local,dest=DIR")
@@ -131,6 +188,29 @@ def check(spec: OutputSpec) -> None:
         raise BuildError(f"output type={spec.type}: {spec.dest} is not a directory")
     if spec.dest not in {"", "-"}:
         _check_writable(Path(spec.dest).absolute())
+
+
+def _check_kept(spec: OutputSpec, names: Sequence[str]) -> None:
+    """The same for what goes to the store and to registries."""
+    where = f"output type={spec.type}"
+    if spec.dest:
+        raise BuildError(f"{where} has no dest", hint="type=oci,dest=FILE writes an archive")
+    attributes = dict(spec.attributes)
+    for name in ("push", "push-by-digest", "registry.insecure"):
+        _flag(attributes.get(name, "false"), name)
+    if not _flag(attributes.get("store", "true"), "store"):
+        raise UnsupportedError(f"{where}: store=false is not supported", hint="a build always keeps its image")
+    if _flag(attributes.get("unpack", "false"), "unpack"):
+        raise UnsupportedError(
+            f"{where}: unpack=true is not supported", hint="layers are unpacked when a RUN needs them"
+        )
+    if not pushes(spec) and FORM & attributes.keys():
+        raise UnsupportedError(
+            f"{where}: {min(FORM & attributes.keys())} counts for what is pushed or written to a file",
+            hint="add push=true, or use type=oci",
+        )
+    if pushes(spec) and not (names or names_of(spec)):
+        raise BuildError(f"{where}: the image has no name to push it by", hint="-t REGISTRY/NAME:TAG, or name=")
 
 
 _NAMES: dict[str, Literal["gzip", "zstd", "none"]] = {"gzip": "gzip", "zstd": "zstd", "uncompressed": "none"}

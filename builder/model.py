@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -94,11 +94,29 @@ class CacheUse(Struct, frozen=True):
     secrets: bool = False
 
 
+class CachePlace(Struct, frozen=True):
+    """One `--cache-from` or `--cache-to`. place: a folder, or a reference in full; nothing for inline.
+
+    mode: max for every step, min for those that the image consists of. required: a cache that can not be written fails
+    the build. mounts: the folders of cache mounts are kept there, too; mounts_max: in so many bytes. insecure: the
+    registry's certificate is not checked, and it may speak plain HTTP.
+    """
+
+    type: Literal["local", "registry", "inline"]
+    place: str = ""
+    mode: Literal["min", "max"] = "max"
+    required: bool = False
+    mounts: bool = True
+    mounts_max: int = 2 << 30
+    insecure: bool = False
+
+
 class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
     context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
-    squash: one layer of all that the build adds to its base.
+    squash: one layer of all that the build adds to its base. pull: when registries are asked for bases: missing (in the
+    store), always, never.
     """
 
     context: str = "."
@@ -117,6 +135,9 @@ class BuildRequest(Struct, frozen=True):
     run: RunOptions = RunOptions()
     ignore_file: str = ""
     cache: CacheUse = CacheUse()
+    cache_from: tuple[CachePlace, ...] = ()
+    cache_to: tuple[CachePlace, ...] = ()
+    pull: str = "missing"
     squash: bool = False
 
 

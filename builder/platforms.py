@@ -6,8 +6,15 @@ The rules are those of https://github.com/containerd/platforms, with the result 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
+from builder.errors import BuildError
 from cache.oci import Platform
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cache.oci import Descriptor
 
 _SYSTEMS = {
     "aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux", "nacl", "netbsd",
@@ -60,3 +67,41 @@ def normal_platform(platform: Platform) -> Platform:
         case _:
             pass
     return Platform("darwin" if system == "macos" else system, machine, variant)
+
+
+def runs(platform: Platform) -> tuple[Platform, ...]:
+    """What a machine of `platform` runs, the best first: an arm/v7 also arm/v6, an arm64 also arm, an amd64/v3 also v1.
+
+    https://github.com/containerd/platforms/blob/main/compare.go.
+    """
+    wanted = normal_platform(platform)
+    arms = [Platform(wanted.os, "arm", f"v{number}") for number in (8, 7, 6, 5)]
+    match wanted.architecture:
+        case "arm64":
+            newer = [wanted] if wanted.variant else []
+            return (*newer, Platform(wanted.os, "arm64"), *arms)
+        case "arm" if wanted in arms:
+            return tuple(arms[arms.index(wanted) :])
+        case "amd64" if re.fullmatch(r"v[2-9]", wanted.variant):
+            older = [Platform(wanted.os, "amd64", f"v{number}") for number in range(int(wanted.variant[1:]), 1, -1)]
+            return (*older, Platform(wanted.os, "amd64"))
+        case _:
+            return (wanted,)
+
+
+def choose(title: str, manifests: Sequence[Descriptor], platform: Platform) -> Descriptor:
+    """The manifest of an index that runs on `platform`, the best one. BuildError with what there is instead."""
+    # BuildKit's attestations stand in the index beside the images, for a platform that no machine has.
+    images = [found for found in manifests if found.platform is None or found.platform.os != "unknown"]
+    if not images:
+        raise BuildError(f"{title} holds no image")
+    having = [(found, normal_platform(found.platform)) for found in images if found.platform is not None]
+    for wanted in runs(platform):
+        for found, has in having:
+            if has == wanted:
+                return found
+    unsaid = [found for found in images if found.platform is None]
+    if unsaid:
+        return unsaid[0]
+    known = ", ".join(dict.fromkeys(str(has) for _, has in having))
+    raise BuildError(f"{title} has no image for {platform}", hint=f"it has {known}; choose with --platform")

@@ -16,7 +16,7 @@ from builder.agents import Agents
 from builder.errors import RunError
 from builder.handlers import files as file_steps
 from builder.handlers.process import Surroundings, describe
-from builder.model import FileStep, Origin, PathSource
+from builder.model import CacheMount, FileStep, Origin, PathSource
 from cache.entries import Kind
 from cache.layers import apply, write_changes
 from cache.tree import Tree
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cache.entries import Files
     from cache.layers import Written
     from cache.oci import Layer
+    from cache.remote import Remotes
     from cache.snapshots import Root, Snapshots
     from cache.store import Store
 
@@ -37,7 +38,10 @@ _NOWHERE = Span(1, 1, 1, 1)
 
 
 class Runner:
-    """See the module. view: the files of an origin, None for scratch. epoch: the time of what is made, or None."""
+    """See the module. view: the files of an origin, None for scratch. epoch: the time of what is made, or None.
+
+    remotes: caches outside the store, which may have the folders of cache mounts.
+    """
 
     def __init__(
         self,
@@ -47,12 +51,14 @@ class Runner:
         supplies: Supplies,
         view: Callable[[Origin], Files | None],
         epoch: int | None,
+        remotes: Remotes | None = None,
     ) -> None:
         self._store = store
         self._executor = executor
         self._snapshots = snapshots
         self._view = view
         self._epoch = epoch
+        self._remotes = remotes
         self._copying = threading.Lock()
         self._copies: dict[tuple[Origin, bytes], Path] = {}
         self._opened = contextlib.ExitStack()
@@ -68,6 +74,7 @@ class Runner:
             mounts=store.root / "mounts",
             locate=self._locate,
             seed=self._seed,
+            fill=None if remotes is None else lambda name, place: remotes.fill(name, place, snapshots.dialect),
         )
 
     def run(
@@ -93,6 +100,12 @@ class Runner:
                     status,
                     notes=tail.lines(),
                 )
+            if self._remotes is not None:
+                folders = {bind.target: bind.source for bind in spec.binds}
+                for mount in step.mounts:
+                    folder = folders.get(mount.target) if isinstance(mount, CacheMount) else None
+                    if isinstance(mount, CacheMount) and not mount.readonly and isinstance(folder, Path):
+                        self._remotes.mounted(mount.id, folder)
             written = write_changes(working.changes(), self._store, epoch=self._epoch)
             if written is not None:
                 working.commit(written)

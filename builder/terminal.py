@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from msgspec import Struct, field
 
 from builder.events import (
+    BlobMoved,
     BuildFinished,
     BuildPlanned,
     ExportFinished,
@@ -25,6 +26,8 @@ from builder.events import (
     StepOutput,
     StepStarted,
     TierChosen,
+    TransferFinished,
+    TransferStarted,
     Warned,
 )
 
@@ -331,6 +334,38 @@ class _StepView(Struct):
     changes: tuple[str, ...] = ()
 
 
+class _TransferView(Struct):
+    """Blobs that cross the network, as the displays know them."""
+
+    started: float
+    blobs: dict[str, BlobMoved] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """How far all of it is, in few words."""
+        moved = [blob for blob in self.blobs.values() if blob.state in {"moving", "done"}]
+        done, size = sum(blob.done for blob in moved), sum(blob.size for blob in moved)
+        return f"{human_size(done)} of {human_size(size)}  {_speed(done, time.monotonic() - self.started)}"
+
+
+def _speed(size: float, seconds: float) -> str:
+    return f"{human_size(size / max(seconds, 0.001))}/s"
+
+
+_BLOB_STATES = {"present": "already there", "mounted": "taken over from another repository"}
+
+
+def _transferred(event: TransferFinished) -> str:
+    """How a transfer ended."""
+    if event.failed:
+        return f"ERROR {human_seconds(event.seconds)}"
+    if not event.size:
+        return f"DONE {human_seconds(event.seconds)}  nothing to move"
+    blobs = f"{event.blobs} blob" + "s" * (event.blobs != 1)
+    return (
+        f"DONE {human_seconds(event.seconds)}  {human_size(event.size)} of {blobs}, {_speed(event.size, event.seconds)}"
+    )
+
+
 class _Display:
     """What the displays for people share: labels of steps, a lock, warnings kept for the end."""
 
@@ -345,6 +380,7 @@ class _Display:
         self.single = False
         self.findings: list[Finding] = []
         self.exports: dict[str, int] = {}
+        self.transfers: dict[str, _TransferView] = {}
         self.cached = 0
         self.done = 0
         self.total = 0
@@ -443,6 +479,14 @@ class Plain(_Display):
                 case ExportFinished():
                     size = f"  {human_size(event.size)}" if event.size else ""
                     self._end(self.exports.pop(event.what, 0), f"DONE {human_seconds(event.seconds)}{size}")
+                case TransferStarted():
+                    self.write(f"{printable(event.what)}\n")
+                case BlobMoved():
+                    if event.state != "moving":
+                        outcome = _BLOB_STATES.get(event.state) or human_size(event.size)
+                        self.write(f"  {event.blob[7:19]}: {outcome}\n")
+                case TransferFinished():
+                    self.write(f"{printable(event.what)}  {_transferred(event)}\n")
                 case BuildFinished():
                     self.write("\n" + self.summary(event.result))
 
@@ -561,6 +605,26 @@ class RawJson:
                     "seconds": round(event.seconds, 6),
                     "size": event.size,
                 }
+            case TransferStarted():
+                return {"event": "transfer-started", "what": event.what}
+            case BlobMoved():
+                return {
+                    "event": "blob-moved",
+                    "what": event.what,
+                    "blob": event.blob,
+                    "done": event.done,
+                    "size": event.size,
+                    "state": event.state,
+                }
+            case TransferFinished():
+                return {
+                    "event": "transfer-finished",
+                    "what": event.what,
+                    "seconds": round(event.seconds, 6),
+                    "size": event.size,
+                    "blobs": event.blobs,
+                    "failed": event.failed,
+                }
             case BuildFinished():
                 result = event.result
                 return {
@@ -633,6 +697,14 @@ class Live(_Display):
                     self.exports.pop(event.what, None)
                     size = f"  {human_size(event.size)}" if event.size else ""
                     self._scroll(f" writing {printable(event.what)}  DONE {human_seconds(event.seconds)}{size}")
+                case TransferStarted():
+                    self.transfers[event.what] = _TransferView(time.monotonic())
+                case BlobMoved():
+                    if event.what in self.transfers:
+                        self.transfers[event.what].blobs[event.blob] = event
+                case TransferFinished():
+                    self.transfers.pop(event.what, None)
+                    self._scroll(f" {printable(event.what)}  {_transferred(event)}")
                 case BuildFinished():
                     self._scroll(self.summary(event.result).rstrip("\n"))
 
@@ -713,12 +785,12 @@ class Live(_Display):
 
         now = time.monotonic()
         running = list(self.steps.values())
-        more = max(len(running) + len(self.exports) + 2 - height, 0)
+        more = max(len(running) + len(self.exports) + len(self.transfers) + 2 - height, 0)
         if more:
             # One line more for saying so.
             more = min(more + 1, len(running))
             running = running[: len(running) - more]
-        room = max(height - 3 - len(running), 0)
+        room = max(height - 3 - len(running) - len(self.exports) - len(self.transfers), 0)
         each = min(self.TAIL, room // max(len(running), 1))
         picture = Text(no_wrap=True, overflow="ellipsis")
         for view in running:
@@ -732,10 +804,22 @@ class Live(_Display):
                 picture.append(tail).append("\n")
         if more:
             picture.append(f" > {more} more\n", "bold green")
+        for what, transfer in self.transfers.items():
+            head = Text(f" > {printable(what)}  {transfer.summary()}")
+            head.truncate(max(width - 1, 10), overflow="ellipsis")
+            picture.append(head).append("\n")
+            moving = [blob for blob in transfer.blobs.values() if blob.state == "moving"]
+            for blob in moving[: max(room, 0)]:
+                filled = 20 * blob.done // max(blob.size, 1)
+                bar = f"     {blob.blob[7:19]} [{'=' * filled:<20}] {human_size(blob.done)} of {human_size(blob.size)}"
+                picture.append(bar[: max(width - 1, 10)], "dim").append("\n")
         for what in self.exports:
             writing = Text(f" > writing {printable(what)}")
             writing.truncate(max(width - 1, 10), overflow="ellipsis")
             picture.append(writing).append("\n")
+        if not self.total:
+            # Nothing is planned yet, or it is no build at all.
+            return picture.append(f" {human_seconds(now - self.started)}", "bold")
         whole = f" {self.done}/{self.total} steps, {self.cached} cached, +{human_size(self.size)}, "
         picture.append(f"{whole}{human_seconds(now - self.started)}", "bold")
         return picture

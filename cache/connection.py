@@ -115,7 +115,8 @@ class Body:
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, and none at the end."""
         try:
-            return self._response.read(size, decode_content=False)
+            # As much as has come: a reader has to get the word when bytes come slowly, to see that it is to stop.
+            return self._response.read1(size, decode_content=False)
         except HTTPError as error:
             raise self._connection.broken(self._what, error) from None
 
@@ -123,17 +124,25 @@ class Body:
         """The whole of it, which has to be small: an error's."""
         return self._connection.taken(self._what, self._response, self._url, REMARK_LIMIT)
 
+    def shutdown(self) -> None:
+        """Have a `read` that waits in another thread end now."""
+        with suppress(ValueError, RuntimeError, OSError):
+            self._response.shutdown()
+
     def __enter__(self) -> Self:
+        self._connection.bodies.add(self)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._connection.bodies.discard(self)
         _release(self._response)
 
 
 class Connection:
     """One registry, by the name that stands in references. Safe for threads; keeps connections and tokens.
 
-    The parameters are those of `cache.registry.Registry`. failed: for whoever has other places to ask.
+    The parameters are those of `cache.registry.Registry`. failed: for whoever has other places to ask. bodies: that are
+    being read.
     """
 
     def __init__(
@@ -143,17 +152,17 @@ class Connection:
         credentials: Callable[[str], Credentials | None] | None,
         plain_http: bool | None,
         insecure: bool,
-        ca_file: str,
+        ca_file: str | Sequence[str],
         client_cert: str,
         client_key: str,
-        sleep: Callable[[float], None],
+        sleep: Callable[[float], object],
     ) -> None:
         self.name = name
         self.host = _DOCKER_HOST if name == DOCKER else name
         self._ask = credentials
         self._plain_http = plain_http
         self._insecure = insecure
-        self._ca_file = ca_file
+        self._ca_files = (ca_file,) if isinstance(ca_file, str) else tuple(ca_file)
         self._client = (client_cert, client_key)
         self._sleep = sleep
         self._lock = threading.RLock()
@@ -164,6 +173,14 @@ class Connection:
         self._asked = False
         self._tokens = Tokens()
         self.failed = False
+        self.bodies: set[Body] = set()
+        self._over = False
+
+    def abort(self) -> None:
+        """Break off what is being read, in whatever thread, and try nothing again. For good."""
+        self._over = True
+        for body in self.bodies.copy():
+            body.shutdown()
 
     def close(self) -> None:
         """Close the connections. A later use opens others."""
@@ -209,7 +226,7 @@ class Connection:
                     count, before = 0, done()
                 count += 1
                 wait = 0.25 * 2**count * random.uniform(0.75, 1.25) if failure.wait is None else failure.wait
-                if count >= min(attempts, failure.attempts):
+                if self._over or count >= min(attempts, failure.attempts):
                     raise
                 if wait > _LONGEST_WAIT:
                     failure.hint = f"the server asks to come back in {wait:.0f} seconds"
@@ -322,14 +339,15 @@ class Connection:
         context = ssl.create_default_context()
         cert, key = self._client
         try:
-            if self._ca_file:
-                context.load_verify_locations(self._ca_file)
+            for path in self._ca_files:
+                if path:
+                    context.load_verify_locations(path)
             if ours and cert:
                 context.load_cert_chain(cert, key or None)
         except (OSError, ssl.SSLError) as error:
             reason = getattr(error, "strerror", None) or "not PEM certificates"
             raise RegistryError(
-                f"can not read the certificates for {self.name}: {self._ca_file or cert}: {reason}"
+                f"can not read the certificates for {self.name}: {(*self._ca_files, cert)[0]}: {reason}"
             ) from None
         if self._insecure:
             context.check_hostname = False
@@ -445,12 +463,8 @@ class Connection:
         if realm.scheme not in {"http", "https"} or not realm.hostname:
             raise RegistryError(f"{self.name} names {challenge.realm!r} as its token server, which is no address")
         credentials = self._known()
-        if (
-            credentials is not None
-            and realm.scheme == "http"
-            and self._base.startswith("https:")
-            and not self._insecure
-        ):
+        plain = realm.scheme == "http" and not _is_loopback(realm.hostname)
+        if credentials is not None and plain and not (self._insecure or self._plain_http):
             raise RegistryError(
                 f"{self.name} wants the password sent without TLS, to {challenge.realm}", "--insecure allows it"
             )
@@ -504,6 +518,9 @@ class Connection:
         status = answer.status
         known = self._credentials is not None
         hint = ""
+        if status == 401 and "insufficient_scope" in answer.headers.get("WWW-Authenticate", "") and known:
+            # Who we are is known, and that it is not enough: Docker Hub has no 403 for that.
+            status = 403
         if status == 401:
             reason = "the user name or the password is wrong" if known else "it asks for a login"
             hint = f"pybuild login {self.name}" + (" again" if known else "")

@@ -98,6 +98,19 @@ _MIGRATIONS = (
     CREATE INDEX records_words ON records (title, number) WHERE parts IS NOT NULL;
     CREATE INDEX records_build ON records (build, number) WHERE parts IS NOT NULL;
     """,
+    """
+    -- What registries had: see cache.whence. image: an id; tag: may be empty; digest: of the manifest or index.
+    CREATE TABLE origins (
+        image TEXT NOT NULL, repository TEXT NOT NULL, tag TEXT NOT NULL, platform TEXT NOT NULL, digest TEXT NOT NULL,
+        PRIMARY KEY (image, repository, tag, platform)
+    ) WITHOUT ROWID;
+    CREATE INDEX origins_repository ON origins (repository, tag);
+    CREATE INDEX origins_digest ON origins (digest);
+    CREATE TRIGGER origins_gone AFTER DELETE ON images BEGIN DELETE FROM origins WHERE image = OLD.id; END;
+    CREATE TABLE holders (digest TEXT NOT NULL, repository TEXT NOT NULL, UNIQUE (digest, repository));
+    CREATE TRIGGER holders_gone AFTER DELETE ON layers WHEN NOT EXISTS (SELECT 1 FROM layers WHERE digest = OLD.digest)
+        BEGIN DELETE FROM holders WHERE digest = OLD.digest; END;
+    """,
 )
 
 

@@ -22,3 +22,7 @@ class CorruptError(StoreError):
 
 class InUseError(StoreError):
     """The thing can not be removed since something else needs it."""
+
+
+class LostError(StoreError):
+    """A blob that lay elsewhere when it was counted on, and can not be had from there any more."""

@@ -20,7 +20,7 @@ from cache.oci import Descriptor, Digest, Layer
 from cache.reasons import NEVER, NEW, Difference, Why, compared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from cache.database import Database
 
@@ -165,8 +165,11 @@ class Index:
         rows = self._database.query("SELECT written FROM records WHERE key = ?", (key,))
         return time.time() - float(rows[0][0]) if rows else 0.0
 
-    def record(self, record: Record, parts: Iterable[Part], place: Place) -> None:
-        """Keep a record; one of the same key gives way. place: whose it is, for later builds' explanations."""
+    def record(self, record: Record, parts: Iterable[Part], place: Place, written: float | None = None) -> None:
+        """Keep a record; one of the same key gives way. place: whose it is, for later builds' explanations.
+
+        written: when the step was done, in seconds since 1970; None for now.
+        """
         kept = json.dumps(list(parts))
         step = place.step
         layer: tuple[object, ...] = (None,) * 4
@@ -180,7 +183,7 @@ class Index:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(record.key, step, *layer, record.size, record.files, record.created, record.seconds, kept),
-                    *(time.time(), self._today),
+                    *(time.time() if written is None else written, self._today),
                     *(_storable(place.build), _title(place), json.dumps(place.notes)),
                 ),
             )
@@ -248,9 +251,20 @@ class Index:
         """Why the step is not in the cache, in a few words."""
         return self.why(place, parts).reason
 
-    def why(self, place: Place, parts: Sequence[Part], identity: str = "") -> Why:
-        """Why the step is not in the cache. identity: its key, where it has hidden parts."""
+    def why(
+        self,
+        place: Place,
+        parts: Sequence[Part],
+        identity: str = "",
+        elsewhere: Callable[[Place], tuple[Sequence[Part], Sequence[Part]] | None] | None = None,
+    ) -> Why:
+        """Why the step is not in the cache. identity: its key, where it has hidden parts.
+
+        elsewhere: asked for the parts and the notes of such a step's record where the store has none.
+        """
         found = self.differences(place, parts)
+        if found is None and elsewhere is not None and (known := elsewhere(place)) is not None:
+            found = _told(compared(known[0], parts), known[1], place) or None
         if found is None:
             return Why(NEW if self._is_known(place.build) else NEVER)
         if not found:

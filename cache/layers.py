@@ -713,7 +713,8 @@ class _Ahead(io.RawIOBase):
 def listing(store: Store, layer: Layer) -> tuple[Entry, ...]:
     """What the layer holds: its entries, with digests and without contents.
 
-    From the listing that is kept in the store, else by one pass over the blob, which verifies it and leaves a listing.
+    From the listing that is kept in the store, else from the place `Store.elsewhere` where the layer lies, else by one
+    pass over the blob, which verifies it and leaves a listing.
     Raises NotFoundError when the blob is missing too, CorruptError when it is not what its digests say.
     """
     try:
@@ -721,6 +722,11 @@ def listing(store: Store, layer: Layer) -> tuple[Entry, ...]:
             found = listings.decode(file.read())
     except FileNotFoundError:
         found = None
+    if found is None and store.elsewhere is not None:
+        # Not kept: it is as true as whoever wrote it, and others will believe what the store has.
+        found = store.elsewhere.listing(layer)
+        if found is not None:
+            return found
     if found is None:
         with unpacked(store, layer) as source:
             found = tuple(hashed(source.entries))

@@ -7,7 +7,7 @@ descriptor's size and digest, the digest that a registry says it stored. What br
 long as `Retry-After` says or a little longer each time; a blob goes on where it stopped (`Range`). Only for something
 that will not pass is an error raised at once.
 
-`cache.connection` carries the requests: it knows where credentials may go, and what is tried again. No file is touched.
+`cache.connection` carries the requests: it knows where credentials may go, and what is tried again.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class Registry:
 
     credentials: asked once, with `name`, when the registry wants to know who calls. plain_http: True for http, False
     for https; None for https, and http where a loopback or insecure host speaks no TLS. insecure: certificates are not
-    checked. ca_file: PEM certificates to trust beside the system's; client_cert, client_key: to show when asked.
-    mirrors: asked first, in their order, for what is read by `manifest`, `head` and `read_blob`; whatever a mirror can
-    not give is got from the registry itself. sleep: for tests.
+    checked. ca_file: PEM certificates to trust beside the system's, in one file or several; client_cert, client_key: to
+    show when asked. mirrors: asked first, in their order, for what is read by `manifest`, `head` and `read_blob`;
+    whatever a mirror can not give is got from the registry itself. sleep: for tests.
 
     Repositories are written in full, `library/debian`. Every method may raise RegistryError.
     """
@@ -88,11 +88,11 @@ class Registry:
         credentials: Callable[[str], Credentials | None] | None = None,
         plain_http: bool | None = None,
         insecure: bool = False,
-        ca_file: str = "",
+        ca_file: str | Sequence[str] = (),
         client_cert: str = "",
         client_key: str = "",
         mirrors: Sequence[Mirror] = (),
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.name = name
         self.connection = Connection(
@@ -105,13 +105,18 @@ class Registry:
             client_key=client_key,
             sleep=sleep,
         )
-        self._mirrors = tuple(mirrors)
+        self.mirrors = tuple(mirrors)
 
     def close(self) -> None:
         """Close the connections. A later use opens others."""
         self.connection.close()
-        for mirror in self._mirrors:
+        for mirror in self.mirrors:
             mirror.registry.close()
+
+    def abort(self) -> None:
+        """Break off what other threads are reading, for good: their calls end with an error, soon."""
+        for where in (self.connection, *(mirror.registry.connection for mirror in self.mirrors)):
+            where.abort()
 
     # ------------------------------------------------------------ reading
 
@@ -137,10 +142,9 @@ class Registry:
 
     def has_blob(self, repository: str, digest: Digest) -> bool:
         """Whether the repository itself has a blob. Mirrors are not asked."""
-        return self._has_blob(repository, digest, _pulling(repository))
+        return self._has_blob(f"ask {self.name}/{repository} for a blob", repository, digest, _pulling(repository))
 
-    def _has_blob(self, repository: str, digest: Digest, wanted: Rights) -> bool:
-        what = f"ask {self.name}/{repository} for a blob"
+    def _has_blob(self, what: str, repository: str, digest: Digest, wanted: Rights) -> bool:
         answer = self.connection.call(what, "HEAD", self.connection.url(f"{repository}/blobs/{digest}"), wanted)
         if answer.status not in {200, 404}:
             raise self.connection.refusal(what, answer)
@@ -249,7 +253,7 @@ class Registry:
         takes back what has to be sent again.
         """
         wanted = _pushing(repository)
-        if self._has_blob(repository, descriptor.digest, wanted):
+        if self._has_blob(f"push to {self.name}/{repository}", repository, descriptor.digest, wanted):
             return False
         location = ""
         for source in [name for name in dict.fromkeys(mount_from) if name != repository][:_MOST_MOUNTS]:
@@ -286,7 +290,7 @@ class Registry:
     def _first(self, repository: str, action: Callable[[Connection, str], _T]) -> _T:
         """What a mirror gives, the first that does; else the registry itself."""
         failures = []
-        for mirror in self._mirrors:
+        for mirror in self.mirrors:
             where = mirror.registry.connection
             if where.failed:
                 continue
@@ -532,8 +536,8 @@ def _plain(content_type: str) -> str:
     return content_type.partition(";")[0].strip()
 
 
-def _named(where: Connection, repository: str, reference: str) -> str:
-    return f"{where.name}/{repository}{'@' if ':' in reference else ':'}{reference}"
+def _named(where: Connection | None, repository: str, reference: str) -> str:
+    return f"{where.name + '/' if where else ''}{repository}{'@' if ':' in reference else ':'}{reference}"
 
 
 def _manifest(where: Connection, repository: str, reference: str) -> tuple[Descriptor, bytes]:
@@ -542,7 +546,7 @@ def _manifest(where: Connection, repository: str, reference: str) -> tuple[Descr
     url = where.url(f"{repository}/manifests/{reference}")
     answer = where.call(what, "GET", url, _pulling(repository), {"Accept": _ACCEPT})
     if answer.status == 404:
-        raise NotFoundError(f"{where.name} has no image {full}{_remark(answer)}")
+        raise NotFoundError(f"{where.name} has no {_named(None, repository, reference)}{_remark(answer)}")
     if answer.status != 200:
         raise where.refusal(what, answer)
     media_type = _media_type(answer, full)
@@ -564,7 +568,7 @@ def _head(where: Connection, repository: str, reference: str) -> Descriptor:
     url = where.url(f"{repository}/manifests/{reference}")
     answer = where.call(what, "HEAD", url, _pulling(repository), {"Accept": _ACCEPT})
     if answer.status == 404:
-        raise NotFoundError(f"{where.name} has no image {full}")
+        raise NotFoundError(f"{where.name} has no {_named(None, repository, reference)}")
     if answer.status != 200:
         raise where.refusal(what, answer)
     headers = answer.headers

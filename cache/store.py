@@ -31,7 +31,7 @@ import os
 import re
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO, Self, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cache.database import Connection
+    from cache.entries import Entry
     from cache.prune import Lease, Pruned
 
 FULL_NAME = "io.containerd.image.name"
@@ -99,6 +100,18 @@ class Image(Struct, frozen=True):
         return not self.names and not self.intermediate
 
 
+class Elsewhere(Protocol):
+    """What stands behind a store while a build goes on: layers that lie elsewhere until their bytes are wanted."""
+
+    def bring(self, digest: Digest, /) -> bool:
+        """Have the blob in the store; False for one that nothing is known of. StoreError when it can not be had."""
+        ...
+
+    def listing(self, layer: Layer, /) -> tuple[Entry, ...] | None:
+        """What the layer holds, known without its bytes; else None."""
+        ...
+
+
 class Store:
     """See the module. Safe to use from several threads, and from several processes on one folder."""
 
@@ -108,6 +121,7 @@ class Store:
         self.held: list[Lease] = []
         self._blobs = os.path.join(root, "blobs", "sha256", "")
         self._checked = False
+        self.elsewhere: Elsewhere | None = None
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -165,14 +179,17 @@ class Store:
     def open_blob(self, descriptor: Descriptor | Digest) -> BinaryIO:
         """A stream of the blob, from the first byte to the last, that verifies itself.
 
-        Raises NotFoundError; CorruptError at once when the size is wrong, and from the read that delivers the last
-        bytes when the digest is.
+        One that lies `elsewhere` is fetched first. Raises NotFoundError; CorruptError at once when the size is wrong,
+        and from the read that delivers the last bytes when the digest is.
         """
         digest = descriptor if isinstance(descriptor, str) else descriptor.digest
+        path = self._blobs + digest[7:]
         try:
-            file = open(self._blobs + digest[7:], "rb", buffering=0)  # noqa: SIM115  the reader closes it
+            file = open(path, "rb", buffering=0)  # noqa: SIM115  the reader closes it
         except FileNotFoundError:
-            raise NotFoundError(f"the store has no blob {digest}") from None
+            if self.elsewhere is None or not self.elsewhere.bring(digest):
+                raise NotFoundError(f"the store has no blob {digest}") from None
+            file = open(path, "rb", buffering=0)  # noqa: SIM115  as above
         size = os.fstat(file.fileno()).st_size
         if not isinstance(descriptor, str) and size != descriptor.size:
             file.close()
@@ -222,21 +239,33 @@ class Store:
         parent: Digest | None = None,
         intermediate: bool = False,
         needs: Iterable[Digest] = (),
+        annotations: tuple[tuple[str, str], ...] = (),
     ) -> Image:
         """Keep an image of blobs that the store has. Idempotent; an unchanged image writes nothing.
 
         parent: the image that it was built on. needs: other images whose intermediates shall live as long as this one:
         the last image of each stage that it copied from. Ids of either that the store does not know are left out.
         intermediate: False makes an image that is there as an intermediate one a full one; True changes nothing about
-        one that is there. Raises StoreError when layers and config disagree, NotFoundError when a layer's blob is
-        missing.
+        one that is there. annotations: of the manifest. Raises StoreError when layers and config disagree,
+        NotFoundError when the blob of a layer is missing.
         """
         if config.diff_ids != tuple(layer.diff_id for layer in layers):
             raise StoreError("the layers of an image are not those that its config names")
+        image_id, described = self.describe(config, layers, annotations)
+        blobs = [oci_typed(layer.descriptor) for layer in layers]
+        return self._keep(image_id, described, config, blobs, parent, intermediate, tuple(needs))
+
+    def describe(
+        self, config: ImageConfig, layers: Sequence[Layer], annotations: tuple[tuple[str, str], ...] = ()
+    ) -> tuple[Digest, Descriptor]:
+        """Keep an image's config and manifest alone, as blobs that nothing names: its layers lie elsewhere.
+
+        annotations: the manifest's. The image's id, and where its manifest is. They stay for as long as the running
+        build. Idempotent.
+        """
         blob = self.put_blob(canonical(config.to_json()), CONFIG)
-        manifest = Manifest(blob, tuple(oci_typed(layer.descriptor) for layer in layers))
-        described = self.put_blob(canonical(manifest.to_json()), MANIFEST)
-        return self._keep(blob.digest, described, config, manifest.layers, parent, intermediate, tuple(needs))
+        manifest = Manifest(blob, tuple(oci_typed(layer.descriptor) for layer in layers), annotations=annotations)
+        return blob.digest, self.put_blob(canonical(manifest.to_json()), MANIFEST)
 
     def adopt(self, manifest: Descriptor) -> Image:
         """Keep the image of a manifest that was stored, with its config and layers, as blobs: pulled, loaded, copied.
@@ -367,7 +396,11 @@ class Store:
             refusal = error
         else:
             if name.digest:
-                rows = query("SELECT number FROM images WHERE manifest = ?1 OR id = ?1", (name.digest,))
+                rows = query(
+                    "SELECT number FROM images WHERE manifest = ?1 OR id = ?1 UNION ALL "
+                    "SELECT number FROM images WHERE id IN (SELECT image FROM origins WHERE digest = ?1)",
+                    (name.digest,),
+                )
             else:
                 rows = query("SELECT image FROM names WHERE name = ?", (name.full,))
             if rows:

@@ -14,7 +14,10 @@ import pytest
 hypothesis.settings.register_profile("pybuild", deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("pybuild")
 
-_OURS = ("PYBUILD_ROOT", "PYBUILD_DEBUG", "BUILDKIT_PROGRESS", "SOURCE_DATE_EPOCH", "NO_COLOR", "DOCKER_HOST")
+_OURS = (
+    "PYBUILD_ROOT", "PYBUILD_DEBUG", "BUILDKIT_PROGRESS", "SOURCE_DATE_EPOCH", "NO_COLOR", "DOCKER_HOST",
+    "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +25,16 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
     """No variable of the caller's reaches pybuild, and no test reaches the caller's store."""
     for name in _OURS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data"))
+    base = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("XDG_DATA_HOME", str(base / "data"))
+    # Nobody's credentials, and no registry asked for a base unless a test says so.
+    monkeypatch.setenv("DOCKER_CONFIG", str(base / "docker-config"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(base / "config"))
+    # podman insists on the file, where there is the variable.
+    for name, text in (("docker-config/config.json", "{}"), ("config/pybuild/config.toml", 'pull = "never"\n')):
+        if not (base / name).exists():
+            (base / name).parent.mkdir(parents=True, exist_ok=True)
+            (base / name).write_text(text)
 
 
 @functools.cache

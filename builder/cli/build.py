@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.cli.flags import Command, Flag, UsageError, fields, pairs
-from builder.cli.opened import choose_isolation, open_store
+from msgspec.structs import replace
+
+from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError, fields, pairs
+from builder.cli.opened import INSECURE, choose_isolation, open_registries, open_store, pull_policy
 from builder.model import BuildRequest, CacheUse, OutputSpec, RunOptions, SecretSource, SshSource
 from builder.terminal import STYLES, progress
 
@@ -18,10 +21,9 @@ if TYPE_CHECKING:
     from builder.cli.flags import Given
     from builder.cli.surroundings import Surroundings
     from builder.engines import Engine
-    from builder.model import BuildResult
+    from builder.model import BuildResult, CachePlace
     from cache.oci import Platform
 
-_NO_REGISTRY = "this version speaks to no registry; bases come from the store and --build-context"
 _NO_LIMITS = "limits on processor and memory of a RUN are not supported; limit pybuild itself, such as by systemd-run"
 
 BUILD = Command(
@@ -52,17 +54,37 @@ BUILD = Command(
             many=True,
             bare=True,
         ),
+        Flag(
+            "cache-from",
+            "also take steps from there: HOST/REPOSITORY, type=registry,ref=..., type=local,src=DIR",
+            value="CACHE",
+            many=True,
+        ),
+        Flag(
+            "cache-to",
+            "also put steps there: HOST/REPOSITORY, type=registry,ref=..., type=local,dest=DIR, type=inline",
+            value="CACHE",
+            many=True,
+        ),
         Flag("key-secrets", "do a RUN anew when a secret that it mounts has another value than before"),
         Flag("explain", "below each step that is not in the cache, every part that changed, old and new"),
         Flag("platform", "the platform to build for", value="OS/ARCH"),
         Flag("squash", "make one layer of all that the build adds to its base; the cache keeps the steps"),
         Flag(
             "output",
-            "also write the image: type=oci|docker|tar|local,dest=PATH; or a folder; or `-`",
+            "also write the image: type=oci|docker|tar|local,dest=PATH; type=registry; or a folder; or `-`",
             "o",
             "OUTPUT",
             True,
         ),
+        Flag("push", "also put the image into the registries of its names"),
+        Flag(
+            "pull",
+            "ask registries for base images, though the store has them; =never: not even for missing ones",
+            value="WHEN",
+            bare=True,
+        ),
+        *INSECURE,
         Flag(
             "progress", "auto, plain, tty, quiet, rawjson, none (default: $BUILDKIT_PROGRESS, else auto)", value="STYLE"
         ),
@@ -87,10 +109,6 @@ BUILD = Command(
         Flag("call", "tell instead of building: check, outline, targets; with ,format=json as JSON", value="METHOD"),
         Flag("check", "the same as --call=check: look for mistakes, build nothing"),
         Flag("load", "also hand the image to the Docker that runs here, or to podman"),
-        Flag("push", unsupported=_NO_REGISTRY),
-        Flag("pull", unsupported=_NO_REGISTRY),
-        Flag("cache-from", value="CACHE", many=True, unsupported=_NO_REGISTRY),
-        Flag("cache-to", value="CACHE", many=True, unsupported=_NO_REGISTRY),
         Flag("annotation", value="NAME=VALUE", many=True, unsupported="annotations are not in this version"),
         Flag("attest", value="ATTESTATION", many=True, unsupported="attestations are not in this version"),
         Flag("provenance", value="MODE", unsupported="attestations are not in this version"),
@@ -129,6 +147,8 @@ def build(given: Given, around: Surroundings) -> int:
     from builder.cli.stopping import Stop
 
     request = request_of(given, around.environ)
+    if not given.has("pull"):
+        request = replace(request, pull=pull_policy(around.environ))
     style = style_of(given, around.environ)
     if given.on("dry-run"):
         return _dry_run(request, given, around)
@@ -164,6 +184,7 @@ def build(given: Given, around: Surroundings) -> int:
                 report=display,
                 stop=stop,
                 stdin=around.stdin,
+                registries=functools.cache(lambda: open_registries(given, around.environ, stop.wait)),
                 recipient=engine,
             )
         except Exception:
@@ -205,13 +226,15 @@ def _into_engine(spec: OutputSpec) -> bool:
 
 def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
     """Print the plan and the lowered steps. Needs no tier; all that it may write are bases that the store takes in."""
-    from builder.build import open_request, prepare
+    from builder.build import open_request, prepare, remote_of
     from builder.cli.outline import outline
     from builder.survey import examine
     from builder.terminal import render_finding
 
     with open_store(given, around.environ) as store, open_request(request, store, around.stdin) as contexts:
-        plan, work = prepare(request, store, contexts)
+        registries = functools.cache(lambda: open_registries(given, around.environ))
+        remote = remote_of(request, store, registries, lambda _: None)
+        plan, work = prepare(request, store, contexts, remote)
         examined = examine(plan, work.stages, contexts)
     around.say(outline(plan, work.stages).rstrip("\n"))
     for finding in examined.all:
@@ -258,7 +281,7 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         no_cache_filter=frozenset(
             name for text in given.all("no-cache-filter") for name in fields(text, "no-cache-filter") if name
         ),
-        outputs=tuple(spec for spec in map(output, given.all("output")) if not _into_engine(spec)),
+        outputs=_outputs(given),
         secrets=tuple(secret(text, environ) for text in given.all("secret")),
         ssh=tuple(ssh(text, environ) for text in given.all("ssh")),
         run=RunOptions(
@@ -272,8 +295,39 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         ),
         ignore_file=given.one("ignorefile"),
         cache=_cache_use(given),
+        cache_from=_places(given, "cache-from"),
+        cache_to=_places(given, "cache-to"),
+        pull=_pull_flag(given),
         squash=given.on("squash"),
     )
+
+
+def _places(given: Given, flag: str) -> tuple[CachePlace, ...]:
+    if not given.has(flag):
+        return ()
+    from builder.cli.places import cache_place
+
+    return tuple(cache_place(text, flag, size) for text in given.all(flag))
+
+
+def _outputs(given: Given) -> tuple[OutputSpec, ...]:
+    """Every --output; --push makes one for the registry of each type=image, or one of its own, as in buildx."""
+    found = [spec for spec in map(output, given.all("output")) if not _into_engine(spec)]
+    if given.on("push") and not any(spec.type == "registry" for spec in found):
+        images = [spec for spec in found if spec.type == "image"]
+        if not images:
+            found.append(OutputSpec("registry"))
+        for spec in images:
+            found[found.index(spec)] = replace(spec, attributes=(*spec.attributes, ("push", "true")))
+    return tuple(found)
+
+
+def _pull_flag(given: Given) -> str:
+    """What --pull says: docker's switch, or podman's words."""
+    text = given.one("pull", "missing")
+    if text in {"", *TRUE}:
+        return "always"
+    return "missing" if text in FALSE else _one_of(text, "pull", ("always", "missing", "never"))
 
 
 def _cache_use(given: Given) -> CacheUse:
@@ -341,7 +395,7 @@ def output(text: str) -> OutputSpec:
         else:
             attributes.append((key, value))
     if not kind:
-        raise UsageError(f"--output {text!r} has no type", hint="type=oci, docker, tar or local")
+        raise UsageError(f"--output {text!r} has no type", hint="type=oci, docker, tar, local, image or registry")
     if kind in {"tar", "oci"} and not dest:
         dest = "-"
     return OutputSpec(kind, dest, tuple(attributes))

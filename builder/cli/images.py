@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError
 from builder.cli.opened import choose_isolation, open_store
 from builder.cli.stopping import cleanly
+from cache import whence
+from cache.reference import Reference
 
 if TYPE_CHECKING:
     import datetime
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from builder.cli.flags import Given
     from builder.cli.surroundings import Surroundings
     from cache.store import Image, Store
+    from cache.whence import Origin
 
 NONE = "<none>"
 _FORMAT = Flag("format", "table, json (an object a line), or a template: '[table ]{{.ID}}\\t{{.Size}}'", value="FORMAT")
@@ -126,7 +129,8 @@ def list_images(given: Given, around: Surroundings) -> int:
         for text in given.all("filter"):
             keep = _filter(text, store)
             images = [image for image in images if keep(image)]
-        rows = [row for image in images for row in _rows(image, given)]
+        known = whence.origins(store, [image.id for image in images])
+        rows = [row for image in images for row in _rows(image, known.get(image.id, ()), given)]
     # As in docker, an image's other names do not come along; of several references one is enough.
     for wanted in (list(given.words), patterns):
         if wanted:
@@ -140,7 +144,16 @@ def list_images(given: Given, around: Surroundings) -> int:
     return 0
 
 
-def _rows(image: Image, given: Given) -> list[dict[str, str]]:
+def _digest(image: Image, name: str, origins: Iterable[Origin]) -> str:
+    """The digest by which a registry knows the image that is called so, where one does; else the manifest's."""
+    reference = Reference.parse(name)
+    digests = [
+        origin.digest for origin in origins if (origin.repository, origin.tag) == (reference.name, reference.tag)
+    ]
+    return digests[-1] if digests else image.manifest.digest
+
+
+def _rows(image: Image, origins: Iterable[Origin], given: Given) -> list[dict[str, str]]:
     """A row for each name of the image, with the fields that docker's templates know."""
     from builder.terminal import human_size
 
@@ -152,7 +165,7 @@ def _rows(image: Image, given: Given) -> list[dict[str, str]]:
                 "Containers": "N/A",
                 "CreatedAt": _local(image.created),
                 "CreatedSince": _since(image.created),
-                "Digest": image.manifest.digest,
+                "Digest": _digest(image, name, origins) if image.names else image.manifest.digest,
                 "ID": _id(image.id, given),
                 "Repository": repository,
                 "SharedSize": "N/A",
@@ -270,10 +283,11 @@ def inspect(given: Given, around: Surroundings) -> int:
 
 def _document(store: Store, image: Image) -> dict[str, Any]:
     config = store.config(image)
+    origins = whence.origins(store, [image.id]).get(image.id, ())
     return {
         "Id": image.id,
         "RepoTags": list(image.names),
-        "RepoDigests": sorted({f"{_split(name)[0]}@{image.manifest.digest}" for name in image.names}),
+        "RepoDigests": sorted({f"{_split(name)[0]}@{_digest(image, name, origins)}" for name in image.names}),
         "Parent": image.parent or "",
         "Comment": config.history[-1].comment if config.history else "",
         "Created": config.created,
@@ -350,8 +364,6 @@ def _left_images(store: Store, image: Image) -> dict[int, str]:
 
 def tag(given: Given, around: Surroundings) -> int:
     """Move or make a name."""
-    from cache.reference import Reference
-
     with open_store(given, around.environ) as store:
         store.tag(Reference.parse(given.words[1]), store.image(given.words[0]).id)
     return 0

@@ -66,6 +66,45 @@ def store_root(flag: str, environ: Mapping[str, str]) -> Path:
         ) from None
 
 
+def config_file(environ: Mapping[str, str]) -> Path | None:
+    """The user's own settings; None where there is no home folder to have them in.
+
+    What platformdirs says, too; a build of cached steps asks for this and has no time to load it.
+    """
+    home = environ.get("HOME", "")
+    folder = environ.get("XDG_CONFIG_HOME") or (os.path.join(home, ".config") if home else "")
+    return Path(folder, "pybuild", "config.toml") if folder else None
+
+
+def login_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where docker and podman keep credentials; `login` writes to the first.
+
+    https://docs.docker.com/reference/cli/docker/#environment-variables, containers-auth.json(5).
+    """
+    if environ.get("REGISTRY_AUTH_FILE"):
+        return (Path(environ["REGISTRY_AUTH_FILE"]).absolute(),)
+    home = Path(environ.get("HOME") or "/")
+    docker = Path(environ.get("DOCKER_CONFIG") or home / ".docker").absolute() / "config.json"
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    podman = (
+        *((Path(runtime, "containers", "auth.json"),) if runtime else ()),
+        Path(environ.get("XDG_CONFIG_HOME") or home / ".config", "containers", "auth.json"),
+    )
+    return (docker, *podman)
+
+
+def certificate_folders(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where docker and podman look for the certificates of registries: containers-certs.d(5)."""
+    home = Path(environ.get("HOME") or "/")
+    own = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
+    return (
+        Path("/etc/docker/certs.d"),
+        Path("/etc/containers/certs.d"),
+        home / ".docker" / "certs.d",
+        own / "containers" / "certs.d",
+    )
+
+
 def _owner(path: str) -> int:
     try:
         return os.stat(path).st_uid

@@ -11,16 +11,20 @@ import contextlib
 import fcntl
 import hashlib
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.errors import CancelledError
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
+    from collections.abc import Iterable
 
     from builder.model import CacheMount, Origin
+
+Fill = Callable[[str, Path], bool]
+"""(id, an empty folder): lay out what a cache elsewhere has of the mount; whether it has any."""
 
 _SHARING = ("shared", "private", "locked")
 """From the weakest to the strongest: for mounts of one RUN that have one id, the strongest counts for all."""
@@ -34,11 +38,13 @@ def hold(
     seed: Callable[[Origin, str, Path], None],
     stop: threading.Event,
     stack: contextlib.ExitStack,
+    fill: Fill | None = None,
 ) -> dict[str, Path]:
     """The folder of each cache mount of one RUN, by id, held until `stack` is closed.
 
     shared: a shared lock on the one folder of the id. locked: an exclusive one, waited for. private: the first folder
-    of the id that nobody holds. seed: fills a new folder. Locks are taken in the order of the folders' names, the same
+    of the id that nobody holds. seed: fills a new folder, unless `fill` has; that one is asked about an empty one, too.
+    Locks are taken in the order of the folders' names, the same
     for every RUN of every process, so that no two wait for each other. CancelledError when `stop` is set while waiting.
     """
     by_id: dict[str, list[CacheMount]] = {}
@@ -48,9 +54,20 @@ def hold(
     for name, identity in sorted((_name(identity), identity) for identity in by_id):
         group = by_id[identity]
         sharing = max((mount.sharing for mount in group), key=_SHARING.index)
+        if fill is not None:
+            _drop_empty(root / name)
         folder = _locked(root, name, sharing, stop, stack)
-        found[identity] = _data(folder, group[0], seed, stop)
+        found[identity] = _data(folder, group[0], seed, stop, fill)
     return found
+
+
+def _drop_empty(folder: Path) -> None:
+    """Remove a folder in which nothing lies, and which nobody holds, for it to be made and filled anew."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+        if not any((folder / "data").iterdir()) and _take(
+            folder.with_name(folder.name + ".lock"), exclusive=True, wait=False, stop=None, stack=held
+        ):
+            (folder / "data").rmdir()
 
 
 def _name(identity: str) -> str:
@@ -67,7 +84,13 @@ def _locked(root: Path, name: str, sharing: str, stop: threading.Event, stack: c
         number += 1
 
 
-def _data(folder: Path, mount: CacheMount, seed: Callable[[Origin, str, Path], None], stop: threading.Event) -> Path:
+def _data(
+    folder: Path,
+    mount: CacheMount,
+    seed: Callable[[Origin, str, Path], None],
+    stop: threading.Event,
+    fill: Fill | None,
+) -> Path:
     """The files' folder, made when it is not there: by one process, however many want it, and never half."""
     data = folder / "data"
     if data.is_dir():
@@ -83,7 +106,7 @@ def _data(folder: Path, mount: CacheMount, seed: Callable[[Origin, str, Path], N
             remove_tree(fresh)  # of a process that was killed
         fresh.mkdir(parents=True)
         (folder / "id").write_bytes(os.fsencode(mount.id))
-        if mount.origin is not None:
+        if not (fill is not None and fill(mount.id, fresh)) and mount.origin is not None:
             seed(mount.origin, mount.source, fresh)
         fresh.chmod(mount.mode)
         with contextlib.suppress(OSError):  # with one id there is nobody else
@@ -92,7 +115,9 @@ def _data(folder: Path, mount: CacheMount, seed: Callable[[Origin, str, Path], N
     return data
 
 
-def _take(path: Path, *, exclusive: bool, wait: bool, stop: threading.Event, stack: contextlib.ExitStack) -> bool:
+def _take(
+    path: Path, *, exclusive: bool, wait: bool, stop: threading.Event | None, stack: contextlib.ExitStack
+) -> bool:
     """Lock a file until `stack` is closed; False when it is held by another and not waited for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -101,7 +126,7 @@ def _take(path: Path, *, exclusive: bool, wait: bool, stop: threading.Event, sta
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not wait:
+                if not wait or stop is None:
                     os.close(descriptor)
                     return False
                 # Not a waiting flock: nothing could end that one when the user stops the build.

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from builder.errors import BuildError
 from builder.executors import Bind, RunSpec, Tmpfs
-from builder.handlers.caches import hold
+from builder.handlers.caches import Fill, hold
 from builder.handlers.owners import lookup
 from builder.model import (
     BindMount,
@@ -45,7 +45,7 @@ Seed = Callable[[Origin, str, Path], None]
 class Surroundings(Struct, frozen=True):
     """What every RUN of one build shares. mounts: the folder of persistent cache mounts. resolv_conf: its content.
 
-    agent: the socket of an ssh mount, None when no agent was given for it.
+    agent: the socket of an ssh mount, None when no agent was given for it. fill: see `caches.Fill`.
     """
 
     options: RunOptions
@@ -55,6 +55,7 @@ class Surroundings(Struct, frozen=True):
     secrets: Mapping[str, SecretSource]
     agent: Callable[[SshMount], Path | None]
     resolv_conf: bytes
+    fill: Fill | None = None
 
 
 def describe(
@@ -78,7 +79,7 @@ def describe(
     files: list[tuple[str, bytes, int, int, int]] = [(path, data, 0o755, 0, 0) for path, data in step.scripts]
     env = list(step.env)
     wanted = [mount for mount in step.mounts if isinstance(mount, CacheMount)]
-    caches = hold(wanted, around.mounts, around.seed, stop, stack)
+    caches = hold(wanted, around.mounts, around.seed, stop, stack, around.fill)
     for mount in step.mounts:
         match mount:
             case BindMount():

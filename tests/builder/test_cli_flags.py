@@ -154,7 +154,7 @@ def test_the_command_is_found(words: list[str], name: str, rest: list[str]) -> N
         (["image", "lss"], "did you mean pybuild image ls?"),
         (["image"], "image prune"),
         (["imags"], "did you mean pybuild images?"),
-        (["pull", "debian"], "no registry"),
+        (["run", "debian"], "pybuild only builds"),
         (["buildx", "build", "."], "leave the word out"),
         (["bud"], "pybuild build"),
     ],

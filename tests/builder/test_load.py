@@ -395,10 +395,10 @@ def test_a_load_that_is_stopped_leaves_nothing(tmp_path: Path, number: int, code
         process.stdin.write(data[:-600])
         process.stdin.flush()
         deadline = time.monotonic() + 20
-        # Until it copies what it reads.
-        while not any((tmp_path / "store/tmp").glob("tmp*")):
+        while not any((tmp_path / "store").glob("leases/*")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        time.sleep(0.2)
         process.send_signal(number)
         process.stdin.close()
         assert process.wait(20) == code

@@ -24,7 +24,7 @@ def mistakes(folder: Path, text: str, *words: str) -> list[tuple[str, int]]:
     (context / "Dockerfile").write_text(text)
     err = io.StringIO()
     around = Surroundings({"PYBUILD_ROOT": str(folder / "store")}, io.BytesIO(), io.StringIO(), err)
-    assert run(["build", "--dry-run", *words, str(context)], around) == 1
+    assert run(["build", "--dry-run", "--pull=never", *words, str(context)], around) == 1
     found = re.findall(r"error: (.*)\n(?: --> [^:]*:(\d+):)?", err.getvalue())
     return [(message, int(line or 0)) for message, line in found]
 

@@ -5,12 +5,14 @@ import json
 import os
 import termios
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from builder.errors import BuildError, BuildErrors, RunError
 from builder.events import (
+    BlobMoved,
     BuildFinished,
     BuildPlanned,
     ExportFinished,
@@ -20,6 +22,8 @@ from builder.events import (
     StepOutput,
     StepStarted,
     TierChosen,
+    TransferFinished,
+    TransferStarted,
     Warned,
 )
 from builder.model import BuildResult, Finding, ImageResult, Plan, StageBase, StagePlan
@@ -416,3 +420,63 @@ def test_a_fault_in_drawing_loses_no_line(monkeypatch: pytest.MonkeyPatch) -> No
     display.close()
     assert "[build 2/2] RUN make  DONE 0.4s" in stream.getvalue()
     assert "built docker.io/library/a:1" in stream.getvalue()
+
+
+PULL = "pulling reg.lan/app:1"
+ONE, TWO, THREE = ("sha256:" + letter * 64 for letter in "123")
+TRANSFER: tuple[Event, ...] = (
+    TransferStarted(PULL),
+    BlobMoved(PULL, ONE, 500_000, 2_000_000, "moving"),
+    BlobMoved(PULL, TWO, 100, 100, "present"),
+    BlobMoved(PULL, THREE, 100, 100, "mounted"),
+    BlobMoved(PULL, ONE, 2_000_000, 2_000_000, "done"),
+    TransferFinished(PULL, 2.0, 2_000_000, 3),
+)
+
+
+def test_transfers_in_lines() -> None:
+    stream = io.StringIO()
+    display = progress("plain", stream)
+    for event in (*TRANSFER, TransferFinished(PULL, 0.1, 0, 3), TransferFinished(PULL, 1.0, 5, 3, failed=True)):
+        display(event)
+    display.close()
+    assert stream.getvalue().splitlines() == [
+        "pulling reg.lan/app:1",
+        "  222222222222: already there",
+        "  333333333333: taken over from another repository",
+        "  111111111111: 2MB",
+        "pulling reg.lan/app:1  DONE 2.0s  2MB of 3 blobs, 1MB/s",
+        "pulling reg.lan/app:1  DONE 0.1s  nothing to move",
+        "pulling reg.lan/app:1  ERROR 1.0s",
+    ]
+
+
+def test_transfers_as_json() -> None:
+    stream = io.StringIO()
+    display = progress("rawjson", stream)
+    for event in TRANSFER:
+        display(event)
+    objects = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [each["event"] for each in objects] == ["transfer-started", *["blob-moved"] * 4, "transfer-finished"]
+    assert objects[1].pop("time") > 0
+    facts = {"what": PULL, "blob": ONE, "done": 500_000, "size": 2_000_000, "state": "moving"}
+    assert objects[1] == {"event": "blob-moved", **facts}
+
+
+def test_transfers_are_drawn_with_bytes_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Live, "GLANCE", 0.0)
+    monkeypatch.setattr(Live, "RATE", 0.01)
+    stream = Terminal()
+    display = Live(stream)
+    for event in TRANSFER[:2]:
+        display(event)
+    deadline = time.monotonic() + 10
+    while "500kB of 2MB" not in stream.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "> pulling reg.lan/app:1  500kB of 2MB" in stream.getvalue()
+    assert "111111111111 [=====               ] 500kB of 2MB" in stream.getvalue()
+    assert "0/0 steps" not in stream.getvalue()
+    for event in TRANSFER[2:]:
+        display(event)
+    display.close()
+    assert "pulling reg.lan/app:1  DONE 2.0s  2MB of 3 blobs, 1MB/s" in stream.getvalue()

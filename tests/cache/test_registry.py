@@ -68,7 +68,7 @@ def test_a_manifest_by_tag_and_by_digest(played: PlayedRegistry) -> None:
 
 
 def test_no_such_manifest(played: PlayedRegistry) -> None:
-    with pytest.raises(NotFoundError, match=r"has no image 127.0.0.1:\d+/library/app:2: manifest unknown"):
+    with pytest.raises(NotFoundError, match=r"127.0.0.1:\d+ has no library/app:2: manifest unknown"):
         client(played).manifest(REPOSITORY, "2")
 
 
@@ -510,6 +510,22 @@ def test_a_token_server_that_is_no_address(played: PlayedRegistry) -> None:
     played.fail("GET", "/blobs/", status(401, {"WWW-Authenticate": 'Bearer realm="file:///etc/passwd"'}))
     with pytest.raises(RegistryError, match="names 'file:///etc/passwd' as its token server"):
         read(client(played, Credentials("me", "secret")))
+
+
+def test_no_password_goes_without_tls_to_another_machine(played: PlayedRegistry) -> None:
+    played.fail("GET", "/blobs/", status(401, {"WWW-Authenticate": 'Bearer realm="http://auth.invalid/token"'}))
+    registry = Registry(played.name, credentials=lambda _: Credentials("me", "secret"), sleep=Waits())
+    with pytest.raises(RegistryError, match=r"wants the password sent without TLS, to http://auth"):
+        read(registry)
+
+
+def test_what_one_may_not_do_needs_no_other_password(played: PlayedRegistry) -> None:
+    played.tokens = True
+    challenge = f'Bearer realm="http://{played.name}/token",scope="repository:x:push",error="insufficient_scope"'
+    played.fail("HEAD", "/blobs/", *[status(401, {"WWW-Authenticate": challenge})] * 4)
+    with pytest.raises(RegistryError, match=r"can not push to .*: access is denied") as caught:
+        send(client(played, Credentials("me", "secret")), b"new")
+    assert caught.value.hint == ""
 
 
 # ---------------------------------------------------------------- addresses and mirrors
