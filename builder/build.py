@@ -85,7 +85,8 @@ def build(
             report(Warned(finding))
         examined.enforce()
         report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
-        engine = _carried_out(work, request, store, isolation, report, stop, remotes)
+        whole = recipient is not None or _is_kept(request)
+        engine = _carried_out(work, request, store, isolation, report, stop, remotes, whole=whole)
         image = engine.image(made.target, intermediate=request.squash)
         if request.squash:
             image = _squashed(image, store, exact=made.epoch is not None)
@@ -145,8 +146,10 @@ def _carried_out(
     report: Reporter,
     stop: threading.Event,
     remotes: Remotes | None,
+    *,
+    whole: bool,
 ) -> Engine:
-    """The build, carried out, with the bytes of the target's layers in the store where they are wanted.
+    """The build, carried out. whole: with the bytes of all of the target's layers in the store.
 
     A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
     until then is in the cache.
@@ -160,7 +163,7 @@ def _carried_out(
         )
         try:
             engine.run()
-            if remotes is not None and _is_kept(request):
+            if remotes is not None and whole:
                 remotes.complete(engine.layers(work.target))
         except CancelledError:
             raise

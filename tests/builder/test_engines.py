@@ -119,6 +119,19 @@ def test_a_build_is_loaded(daemon: Daemon, bench: Bench) -> None:
     bench.build("FROM scratch\nCOPY f /f\n", {}, "-o", "type=docker,compression=gzip", code=2)
 
 
+def test_layers_that_lie_in_a_cache_elsewhere_are_loaded_too(daemon: Daemon, bench: Bench, tmp_path: Path) -> None:
+    text = "FROM scratch\nCOPY f /f\n"
+    bench.build(text, {"f": "f"}, f"--cache-to=type=local,dest={tmp_path}/shelf")
+    (tmp_path / "second").mkdir()
+    second = Bench(tmp_path / "second", dict(daemon.environ))
+    done = second.build(
+        text, {"f": "f"}, f"--cache-from=type=local,src={tmp_path}/shelf", "--output=type=cacheonly", "--load", tag=""
+    )
+    assert all(done.cached.values())
+    with tarfile.open(fileobj=io.BytesIO(daemon.body)) as tar:
+        assert len([name for name in tar.getnames() if name.startswith("blobs/sha256/")]) == 3
+
+
 def test_a_failed_build_loads_nothing(daemon: Daemon, bench: Bench) -> None:
     bench.environ.update(daemon.environ)
     bench.build("FROM scratch\nCOPY nothing /f\n", {"f": ""}, "--load", code=1)
