@@ -22,11 +22,11 @@ from builder.context import is_image, open_contexts
 from builder.engine import Engine, StageWork, Work
 from builder.epoch import plan_of
 from builder.errors import BuildError, CancelledError, DamagedError, gathered, raise_all
-from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Warned
+from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Inspected, Warned
 from builder.handlers import files
 from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
-from builder.survey import examine
+from builder.survey import examine, settings_of
 from cache.digests import Digests
 from cache.errors import CorruptError
 from cache.index import Index
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
     from builder.registries import Registries
+    from builder.survey import Examined
     from cache.oci import Platform
     from cache.remote import Remotes
     from cache.store import Image, Store
@@ -79,7 +80,7 @@ def build(
         _caches(request, store, report, registries) as remotes,
     ):
         made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
-        examined = examine(made, work.stages, contexts)
+        examined = examine(made, work.stages, contexts, request.lint.settings)
         findings = examined.all
         for finding in findings:
             report(Warned(finding))
@@ -90,10 +91,12 @@ def build(
         image = engine.image(made.target, intermediate=request.squash)
         if request.squash:
             image = _squashed(image, store, exact=made.epoch is not None)
+        if request.lint.layers or request.lint.budget:
+            findings = (*findings, *_inspect(image, engine, made, work, request, store, report, examined))
         references = _references(request)
         names = tuple(reference.full for reference in references)
         for spec in request.outputs:
-            _export(image, spec, names, store, report, registries)
+            _export(image, spec, names, store, report, registries, stop)
         if recipient is not None:
             from builder.engines import hand_over
 
@@ -106,9 +109,65 @@ def build(
         if remotes is not None and any(place.type != "inline" for place in request.cache_to):
             _finish(remotes, request, report, stop)
     steps, cached = engine.counts()
-    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
+    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings, engine.written)
     report(BuildFinished(result))
     return result
+
+
+def _inspect(
+    image: ImageResult,
+    engine: Engine,
+    made: Plan,
+    done: Work,
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    examined: Examined,
+) -> list[Finding]:
+    """Look at the layers of what was built, and return what is new. BuildError when a finding is to be an error."""
+    from builder import lint
+    from builder.inspection import subject_of, unused_context
+    from builder.lint import layers
+    from builder.lint.efficiency import efficiency
+    from builder.lint.settings import Settings, judge
+
+    use = request.lint
+    # A squashed layer is no one instruction's.
+    work = None if request.squash else engine.trail(made.target)
+    unused = unused_context(done.stages, done.contexts, made.dockerfile.source) if use.layers else ()
+    subject = subject_of(image, store, work=work, budget=use.budget, unused=unused)
+    rules = layers.RULES if use.layers else [rule for rule in layers.RULES if rule.demanded]
+    demanded = {rule.name for rule in rules if rule.demanded}
+    before = examined.findings
+    if use.settings is None:
+        found = layers.examine(subject, settings_of(made), rules)
+    else:
+        checks = [rule.name for rule in lint.RULES] if examined.error else []
+        judged = judge(
+            [*examined.raw, *layers.examine(subject, None, rules)],
+            use.settings,
+            made.dockerfile,
+            ran={*examined.looked, *(rule.name for rule in rules)},
+            known=lint.known(),
+            errors=checks,
+            always=demanded,
+        )
+        found = [finding for finding in judged if finding not in before]
+    for finding in found:
+        report(Warned(finding))
+    if use.layers:
+        report(Inspected(efficiency(subject)))
+    settings = use.settings or Settings()
+    failing = [
+        finding.rule
+        for finding in (*before, *found)
+        if finding.rule in demanded or (use.error and settings.fails([finding]))
+    ]
+    if failing:
+        names = ", ".join(dict.fromkeys(failing))
+        hint = "the image is in the store without a name"
+        raise BuildError(f"lint violation found for rules: {names}; no name was given and nothing written", hint=hint)
+    return found
 
 
 @contextmanager
@@ -132,6 +191,8 @@ def _caches(
 def _is_kept(request: BuildRequest) -> bool:
     """Whether all bytes of the image are wanted here."""
     elsewhere = {"cacheonly", "registry"}
+    if request.lint.layers or request.lint.budget:
+        return True
     if request.squash or not request.outputs or any(spec.type not in elsewhere for spec in request.outputs):
         return True
     # A name is for the store, unless it says where to push to.
@@ -222,10 +283,11 @@ def _export(
     store: Store,
     report: Reporter,
     registries: Callable[[], Registries] | None,
+    stop: threading.Event,
 ) -> None:
     from builder.export import export
 
-    export(image, spec, names, store, report, registries)
+    export(image, spec, names, store, report, registries, stop)
 
 
 def remote_of(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 if TYPE_CHECKING:
+    from builder.lint.efficiency import Efficiency
     from builder.model import BuildResult, Finding, Plan
 
 
@@ -92,6 +93,12 @@ class ExportFinished(Struct, frozen=True):
     size: int = 0
 
 
+class Inspected(Struct, frozen=True):
+    """The layers were looked at; what was found came as `Warned`."""
+
+    efficiency: Efficiency
+
+
 class TransferStarted(Struct, frozen=True):
     """Blobs are about to cross the network. what: such as `pulling docker.io/library/debian:12`."""
 
@@ -138,6 +145,7 @@ Event = (
     | Warned
     | ExportStarted
     | ExportFinished
+    | Inspected
     | TransferStarted
     | BlobMoved
     | TransferFinished

@@ -33,6 +33,7 @@ from cache.oci import INDEX, REF_NAME, Descriptor, JSONObject, Manifest, canonic
 from cache.reference import Reference
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from builder.model import ImageResult, OutputSpec
@@ -66,8 +67,11 @@ def export(
     store: Store,
     report: Reporter,
     registries: Callable[[], Registries] | None = None,
+    stop: threading.Event | None = None,
 ) -> None:
     """Write `image` as `spec` says. names: full references, which archives and layouts carry, and that are pushed.
+
+    stop: ends a push, with CancelledError.
 
     Repeating it writes the same again. BuildError when the place can not be written or is a terminal; UnsupportedError
     for a type or an attribute that is not known; CorruptError when the store is damaged. After an error the place is as
@@ -81,7 +85,7 @@ def export(
     names = tuple(dict.fromkeys(names))
     if spec.type in _KEPT:
         if pushes(spec):
-            _push(image, spec, names, store, report, registries)
+            _push(image, spec, names, store, report, registries, stop)
         return
     where = spec.dest or "-"
     what = f"{_TITLES[spec.type]} {'to standard output' if where == '-' else where}"
@@ -123,6 +127,7 @@ def _push(
     store: Store,
     report: Reporter,
     registries: Callable[[], Registries] | None,
+    stop: threading.Event | None,
 ) -> None:
     from builder import transfers
 
@@ -136,7 +141,7 @@ def _push(
         if _flag(attributes.get("push-by-digest", "false"), "push-by-digest"):
             reference = replace(reference, tag="", digest=image.manifest.digest)
         place = transfers.Place(reference, registries().get(reference.registry, insecure=insecure))
-        transfers.push(place, image.manifest, store=store, report=report)
+        transfers.push(place, image.manifest, store=store, report=report, stop=stop)
         transfers.note(place, image.id, image.manifest, image.config.platform, store)
 
 

@@ -149,7 +149,7 @@ class Registries:
     """The clients, each made when it is first asked for. Safe for threads.
 
     insecure: of every registry, whatever the settings say (`--insecure`). certificates: folders that hold a folder for
-    each host, the later ones on top. sleep: how to wait before something is tried again.
+    each host, the later ones on top. sleep: see `cache.registry.Registry`.
     """
 
     def __init__(

@@ -231,7 +231,8 @@ class Connection:
                 if wait > _LONGEST_WAIT:
                     failure.hint = f"the server asks to come back in {wait:.0f} seconds"
                     raise
-                self._sleep(wait)
+                if self._sleep(wait):
+                    raise
 
     def follow(
         self,

@@ -76,7 +76,8 @@ class Registry:
     for https; None for https, and http where a loopback or insecure host speaks no TLS. insecure: certificates are not
     checked. ca_file: PEM certificates to trust beside the system's, in one file or several; client_cert, client_key: to
     show when asked. mirrors: asked first, in their order, for what is read by `manifest`, `head` and `read_blob`;
-    whatever a mirror can not give is got from the registry itself. sleep: for tests.
+    whatever a mirror can not give is got from the registry itself. sleep: how to wait before another attempt, which is
+    not made when it gives True: `Event.wait` of an event that means the end.
 
     Repositories are written in full, `library/debian`. Every method may raise RegistryError.
     """

@@ -881,7 +881,7 @@ class _Explained(Struct, frozen=True):
 
 def _parts_text(parts: Sequence[Part], place: Place) -> bytes:
     # Not by msgspec: names of files need not be UTF-8, and JSON's escapes can say what stands for other bytes.
-    document = {"title": place.title, "notes": list(place.notes), "parts": list(parts)}
+    document = {"title": place.title, "notes": list(place.notes), "parts": list(place.parts or parts)}
     return json.dumps(document, separators=(",", ":")).encode()
 
 

@@ -32,7 +32,7 @@ def open_registries(
 ) -> Registries:
     """The registries, as the user's settings and logins have them. BuildError for settings that are wrong.
 
-    sleep: how to wait before something is tried again.
+    sleep: see `cache.registry.Registry`.
     """
     from builder.cli.surroundings import certificate_folders, config_file, login_files
     from builder.logins import Logins

@@ -350,6 +350,15 @@ def test_retry_after_is_honoured(played: PlayedRegistry) -> None:
     assert "come back in 3600 seconds" in caught.value.hint
 
 
+def test_a_wait_can_be_the_end(played: PlayedRegistry) -> None:
+    played.fail("GET", "manifests", *[status(503)] * 3)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(RegistryError, match="503 Service Unavailable"):
+        client(played, sleep=stop.wait).manifest(REPOSITORY, "1")
+    assert len(played.seen) == 1
+
+
 @pytest.mark.parametrize("code", [400, 403, 405, 501])
 def test_what_will_not_pass_is_not_tried_again(played: PlayedRegistry, code: int) -> None:
     played.fail("GET", "manifests", *[status(code)] * 3)

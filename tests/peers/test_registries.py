@@ -277,3 +277,29 @@ def test_an_ordinary_user_pulls(
             pytest.skip("this checkout can not be read by other users")
         assert done.returncode == 0, done.stderr
         assert tool("images", "--no-trunc", "-q").strip() == built
+
+
+def test_a_blob_that_rots_in_the_registry(pybuild: Tool, plain: Served, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY large /\n")
+    (tmp_path / "large").write_bytes(os.urandom(300_000))
+    name = f"{plain.name}/rotten:1"
+    pybuild("build", "-t", name, "--push", tmp_path)
+
+    kept = max(
+        (plain.folder / "data").rglob("data"), key=lambda path: path.stat().st_mtime_ns * (path.stat().st_size > 2e5)
+    )
+    whole = kept.read_bytes()
+    for damaged, message in (
+        (whole[:-1000], "bytes of it instead of"),
+        (whole + b"more", "bytes of it instead of"),
+        (whole[:-1] + bytes([whole[-1] ^ 1]), "has the digest"),
+    ):
+        kept.write_bytes(damaged)
+        other = another(pybuild, tmp_path)
+        done = other.run("pull", name)
+        assert (done.returncode, message in done.stderr) == (3, True), done.stderr
+        assert "Traceback" not in done.stderr
+        assert other("images", "-aq") == ""
+        assert not list((tmp_path / "store" / "tmp").iterdir())
+    kept.write_bytes(whole)
+    assert "Downloaded" in another(pybuild, tmp_path)("pull", name)
