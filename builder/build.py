@@ -77,7 +77,7 @@ def build(
     with (
         store.lease(),
         open_request(request, store, stdin) as contexts,
-        _caches(request, store, report, registries) as remotes,
+        _caches(request, store, report, registries, stop) as remotes,
     ):
         made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
         examined = examine(made, work.stages, contexts, request.lint.settings)
@@ -86,21 +86,29 @@ def build(
             report(Warned(finding))
         examined.enforce()
         report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
-        whole = recipient is not None or _is_kept(request)
-        engine = _carried_out(work, request, store, isolation, report, stop, remotes, whole=whole)
-        image = engine.image(made.target, intermediate=request.squash)
-        if request.squash:
-            image = _squashed(image, store, exact=made.epoch is not None)
-        if request.lint.layers or request.lint.budget:
-            findings = (*findings, *_inspect(image, engine, made, work, request, store, report, examined))
         references = _references(request)
         names = tuple(reference.full for reference in references)
-        for spec in request.outputs:
-            _export(image, spec, names, store, report, registries, stop)
-        if recipient is not None:
-            from builder.engines import hand_over
 
-            hand_over(recipient, [(image.manifest, names)], store, report)
+        def put_out(engine: Engine) -> tuple[ImageResult, list[Finding]]:
+            image = engine.image(made.target, intermediate=request.squash)
+            if request.squash:
+                image = _squashed(image, store, exact=made.epoch is not None)
+            found: list[Finding] = []
+            if request.lint.layers or request.lint.budget:
+                found = _inspect(image, engine, made, work, request, store, report, examined)
+            for spec in request.outputs:
+                _export(image, spec, names, store, report, registries, stop)
+            if recipient is not None:
+                from builder.engines import hand_over
+
+                hand_over(recipient, [(image.manifest, names)], store, report)
+            return image, found
+
+        whole = recipient is not None or _is_kept(request)
+        engine, image, found = _carried_out(
+            work, request, store, isolation, report, stop, remotes, put_out, whole=whole
+        )
+        findings = (*findings, *found)
         if engine.is_whole(made.target):
             for reference in references:
                 store.tag(reference, image.id)
@@ -172,7 +180,11 @@ def _inspect(
 
 @contextmanager
 def _caches(
-    request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    registries: Callable[[], Registries] | None,
+    stop: threading.Event,
 ) -> Iterator[Remotes | None]:
     """The caches that the request names; None where it names none."""
     if not request.cache_from and not request.cache_to:
@@ -180,7 +192,7 @@ def _caches(
         return
     from builder.sharing import open_caches
 
-    with open_caches(request, store, report, registries) as remotes:
+    with open_caches(request, store, report, registries, stop.is_set) as remotes:
         try:
             yield remotes
         except CancelledError:
@@ -192,7 +204,7 @@ def _is_kept(request: BuildRequest) -> bool:
     """Whether all bytes of the image are wanted here."""
     elsewhere = {"cacheonly", "registry"}
     if request.lint.layers or request.lint.budget:
-        return True
+        return True  # to be looked into
     if request.squash or not request.outputs or any(spec.type not in elsewhere for spec in request.outputs):
         return True
     # A name is for the store, unless it says where to push to.
@@ -207,10 +219,11 @@ def _carried_out(
     report: Reporter,
     stop: threading.Event,
     remotes: Remotes | None,
+    put_out: Callable[[Engine], tuple[ImageResult, list[Finding]]],
     *,
     whole: bool,
-) -> Engine:
-    """The build, carried out. whole: with the bytes of all of the target's layers in the store.
+) -> tuple[Engine, ImageResult, list[Finding]]:
+    """The build, carried out and put out. whole: with the bytes of all of the target's layers in the store.
 
     A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
     until then is in the cache.
@@ -226,14 +239,13 @@ def _carried_out(
             engine.run()
             if remotes is not None and whole:
                 remotes.complete(engine.layers(work.target))
+            return engine, *put_out(engine)
         except CancelledError:
             raise
         except Exception:
             if remotes is None or remotes.lost == lost:
                 raise
             stop.clear()
-        else:
-            return engine
 
 
 def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: threading.Event) -> None:
@@ -242,7 +254,11 @@ def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: thr
     report(ExportStarted(what))
     started = time.monotonic()
     remotes.save(stop.is_set)
-    remotes.finish()
+    if not remotes.finish():
+        raise CancelledError("the build was stopped")
+    from builder.sharing import trim
+
+    trim(request)
     report(ExportFinished(what, time.monotonic() - started, remotes.traffic.sent))
 
 

@@ -78,6 +78,11 @@ class Ground(Protocol):
         """Why this one and no better one."""
         ...
 
+    @property
+    def shared(self) -> str:
+        """Why RUNs share this machine's network, or empty when they do not."""
+        ...
+
     def executor(self) -> Executor:
         """A new executor, to be closed."""
         ...
@@ -129,9 +134,9 @@ class StageRun(Struct):
     """A stage while it is built. `done` is set when it ended, one way or the other.
 
     base: the config it stands on. dirty: some step was not in the cache. far: some step came from a cache elsewhere.
-    parent: the last intermediate image. changed: the last step that was not in the cache, of this stage or of those
-    that it stands on. inherited: so many of the layers came with the image that it, or the stage below, stands on.
-    written: bytes of layers, uncompressed.
+    origin: which, of the step at hand. parent: the last intermediate image. changed: the last step that was not in the
+    cache, of this stage or of those that it stands on. inherited: so many of the layers came with the image that it, or
+    the stage below, stands on. written: bytes of layers, uncompressed.
     """
 
     work: StageWork
@@ -145,6 +150,7 @@ class StageRun(Struct):
     steps: int = 0
     dirty: bool = False
     far: bool = False
+    origin: str = ""
     parent: Digest | None = None
     changed: str = ""
     written: int = 0
@@ -381,6 +387,7 @@ class Engine:
         if self._stop.is_set():
             raise CancelledError("the build was stopped")
         stage.steps += 1
+        stage.origin = ""
         number = next(self._numbers)
         self._report(
             StepStarted(
@@ -447,7 +454,7 @@ class Engine:
         stage.made.append(Made(lowered, record.layer, record.created))
         stage.records.append(record)
         seconds = time.monotonic() - started
-        self._report(StepFinished(number, hit, seconds, record.size, record.files, "" if hit else why.reason))
+        self._report(StepFinished(number, hit, seconds, record.size, record.files, stage.origin if hit else why.reason))
 
     def _is_fresh(self, stage: StageRun, lowered: Lowered) -> bool:
         """Whether the step is to be done anew, whatever the cache has."""
@@ -491,7 +498,7 @@ class Engine:
     def _taken(self, stage: StageRun, found: Found, parts: list[Part], place: Callable[[], Place]) -> Record:
         """A record that lies elsewhere; the store's own index has it as soon as the store has its layer."""
         assert self._remotes is not None
-        stage.far = True
+        stage.far, stage.origin = True, f"from {found.shelf.title}"
         record, written = found.record, found.written
         self._remotes.on_arrival(found, lambda: self._index.record(record, parts, place(), written))
         return record
@@ -721,7 +728,9 @@ class Engine:
 
         with self._lock:
             if self._made_runner is None:
-                self._report(TierChosen(self._ground.tier, self._ground.reason))
+                reason, shared = self._ground.reason, self._ground.shared
+                reason += f"; RUN shares this machine's network: {shared}" if shared else ""
+                self._report(TierChosen(self._ground.tier, reason))
                 self._made_runner = Runner(
                     self._store,
                     self._ground.executor(),

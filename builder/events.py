@@ -52,7 +52,10 @@ class StepOutput(Struct, frozen=True):
 
 
 class StepFinished(Struct, frozen=True):
-    """The step is done. size: bytes it added, uncompressed; files: entries in its layer; reason: why it was no hit."""
+    """The step is done. size: bytes it added, uncompressed; files: entries in its layer.
+
+    reason: why it was not in the cache; of one that was found in a cache outside the store, which.
+    """
 
     step: int
     cached: bool

@@ -129,8 +129,9 @@ class CachePlace(Struct, frozen=True):
     """One `--cache-from` or `--cache-to`. place: a folder, or a reference in full; nothing for inline.
 
     mode: max for every step, min for those that the image consists of. required: a cache that can not be written fails
-    the build. mounts: the folders of cache mounts are kept there, too; mounts_max: in so many bytes. insecure: the
-    registry's certificate is not checked, and it may speak plain HTTP.
+    the build. mounts: the folders of cache mounts are kept there, too; mounts_max: in so many bytes. keep: so many
+    bytes a folder may take in all, 0 for any number. insecure: the registry's certificate is not checked, and it may
+    speak plain HTTP.
     """
 
     type: Literal["local", "registry", "inline"]
@@ -139,6 +140,7 @@ class CachePlace(Struct, frozen=True):
     required: bool = False
     mounts: bool = True
     mounts_max: int = 2 << 30
+    keep: int = 0
     insecure: bool = False
 
 

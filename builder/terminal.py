@@ -199,11 +199,13 @@ def render_finding(finding: Finding, *, colour: bool = False) -> str:
 def render_efficiency(found: Efficiency, *, colour: bool = False) -> str:
     """What each line ships and what of it can be seen, as a table; below it what can not, as a tree."""
     paint = _Paint(colour=colour)
-    rows = [("LINE", "SHIPPED", "VISIBLE", "WASTED", "INSTRUCTION")]
-    for row in found.lines:
+    lined = any(row.line for row in found.lines)
+    rows = [("LINE" if lined else "LAYER", "SHIPPED", "VISIBLE", "WASTED", "INSTRUCTION")]
+    for row in found.lines if lined else found.layers:
         wasted = human_size(row.wasted) if row.wasted else "-"
-        title = printable(_clipped(" ".join(row.title.split()), _TITLE))
-        line = str(row.line) if row.line else "-"
+        title = printable(_clipped(" ".join(row.title.split()), _TITLE)) or "-"
+        title += "" if row.own or lined else " (base)"
+        line = str(row.line or "-") if lined else str(row.layers[0])
         rows.append((line, human_size(row.shipped), human_size(row.visible), wasted, title))
     total = f"{human_size(found.visible)} of {human_size(found.shipped)} shipped bytes can be seen: {found.ratio:.1%}"
     lines = [columns(rows), paint(_BOLD, total)]
@@ -462,7 +464,7 @@ class _Display:
     def outcome(self, event: StepFinished) -> list[str]:
         """How a step ended, in few words; what matters most comes first."""
         if event.cached:
-            return ["CACHED"]
+            return ["CACHED", *([self.paint(_DIM, f"  ({printable(event.reason)})")] if event.reason else [])]
         words = [f"DONE {human_seconds(event.seconds)}"]
         if event.files:
             words.append(f"  +{human_size(event.size)} {event.files} file" + "s" * (event.files != 1))

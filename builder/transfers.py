@@ -98,9 +98,11 @@ def pull(
     none; NotFoundError, with the nearest tags as its hint, where there is no such name; CorruptError for what is not
     as its digest or size says; RegistryError.
     """
+    wanted = platform or host_platform()
     with store.lease():
+        if (kept := _unchanged(place, wanted, store, strict=strict and platform is not None)) is not None:
+            return kept
         top, data = _named(place)
-        wanted = platform or host_platform()
         found, data = _for_platform(place, top, data, wanted, store)
         manifest = _manifest(place, found, data)
         what = f"pulling {place.reference.full}"
@@ -121,6 +123,35 @@ def pull(
             held = [layer.digest for layer in manifest.layers if not layer.urls]
             whence.note_blobs(store, place.reference.name, held)
     return Pulled(store.image(image.id), top.digest, image.id not in before)
+
+
+def _unchanged(place: Place, platform: Platform, store: Store, *, strict: bool) -> Pulled | None:
+    """What the store has, if a HEAD says that the name still means it: Docker Hub does not count that as a pull.
+
+    None where the store lacks something of it, or never had it.
+    """
+    reference = place.reference
+    for image_id, wanted in whence.images_of(store, reference):
+        if wanted != str(normal_platform(platform)):
+            continue
+        origins = whence.origins(store, [image_id])[image_id]
+        digests = {each.digest for each in origins if (each.repository, each.tag) == (reference.name, reference.tag)}
+        try:
+            image = store.image(image_id)
+            whole = all(store.holds(layer) or layer.urls for layer in store.manifest(image).layers)
+            unfit = strict and normal_platform(store.config(image).platform) not in runs(platform)
+        except StoreError:
+            return None
+        if unfit or not whole:
+            return None
+        found = place.registry.head(reference.repository, place.wanted)
+        if found is None or found.digest not in digests:
+            return None
+        new = image.id not in {known.id for known in _known(store, reference)}
+        if reference.tag and not reference.digest:
+            store.tag(reference, image.id)
+        return Pulled(store.image(image.id), found.digest, new)
+    return None
 
 
 def _known(store: Store, reference: Reference) -> list[Image]:

@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, convert, structs
@@ -418,6 +419,7 @@ def _title(place: Place) -> str:
     return _shown(place.title)
 
 
+@lru_cache(maxsize=1 << 10)
 def _shown(title: str) -> str:
     return _storable(title[:_TITLE])
 

@@ -734,39 +734,45 @@ def listing(store: Store, layer: Layer) -> tuple[Entry, ...]:
     """What the layer holds: its entries, with digests and without contents.
 
     From the listing that is kept in the store, else from the place `Store.elsewhere` where the layer lies, else by one
-    pass over the blob, which verifies it and leaves a listing.
-    Raises NotFoundError when the blob is missing too, CorruptError when it is not what its digests say.
+    pass over the blob, which verifies it and leaves a listing. Raises NotFoundError when the blob is missing too,
+    CorruptError when it is not what its digests say.
     """
-    try:
-        with open(_listing_path(store, layer.diff_id), "rb") as file:
-            found = listings.decode(file.read())
-    except FileNotFoundError:
-        found = None
-    if found is None and store.elsewhere is not None:
-        # Not kept: it is as true as whoever wrote it, and others will believe what the store has.
-        found = store.elsewhere.listing(layer)
-        if found is not None:
-            return found
-    if found is None:
-        seen: dict[int, Traits] = {}
-        with unpacked(store, layer) as source:
-            found = tuple(hashed(source.entries, seen))
-        _remember(store, layer.diff_id, found, seen)
-    return found
+    data = _listing_data(store, layer)
+    found = listings.decode(data) if data is not None else None
+    return _listed(store, layer) if found is None else found
 
 
 def listed_traits(store: Store, layer: Layer) -> dict[int, Traits]:
     """What the bytes of the layer's files say of them, by the number of the entry in `listing`. Raises as that does."""
-    for _ in range(2):
-        try:
-            with open(_listing_path(store, layer.diff_id), "rb") as file:
-                found = listings.decode_traits(file.read())
-        except FileNotFoundError:
-            found = None
-        if found is not None:
-            return found
-        listing(store, layer)
-    return {}
+    found = listings.decode_traits(listing_data(store, layer))
+    return {} if found is None else found
+
+
+def listing_data(store: Store, layer: Layer) -> bytes:
+    """The listing as `listings.encode` made it. Raises as `listing` does."""
+    data = _listing_data(store, layer)
+    if data is not None and listings.is_sound(data):
+        return data
+    entries = _listed(store, layer)
+    return _listing_data(store, layer) or listings.encode(entries)
+
+
+def _listing_data(store: Store, layer: Layer) -> bytes | None:
+    try:
+        with open(_listing_path(store, layer.diff_id), "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        # Not kept here: it is as true as whoever wrote it, and others will believe what the store has.
+        return None if store.elsewhere is None else store.elsewhere.listing(layer)
+
+
+def _listed(store: Store, layer: Layer) -> tuple[Entry, ...]:
+    """Make a listing by one pass over the blob."""
+    seen: dict[int, Traits] = {}
+    with unpacked(store, layer) as source:
+        found = tuple(hashed(source.entries, seen))
+    _remember(store, layer.diff_id, found, seen)
+    return found
 
 
 def hashed(entries: Iterable[Entry], seen: dict[int, Traits] | None = None) -> Iterator[Entry]:

@@ -118,6 +118,11 @@ def decode_traits(data: bytes) -> dict[int, Traits] | None:
     return None if body is None else decoded(body.partition(b"\n")[2], type=dict[int, Traits])
 
 
+def is_sound(data: bytes) -> bool:
+    """Whether `encode` wrote this."""
+    return _body(data) is not None
+
+
 def _body(data: bytes) -> bytes | None:
     """What follows the first line, if that is its."""
     head, _, body = data.partition(b"\n")

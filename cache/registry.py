@@ -16,7 +16,7 @@ import hashlib
 import re
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
-from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from cache.challenges import Credentials, Rights, rights
 from cache.connection import CHUNK, REMARK_LIMIT, Answer, Connection, PassingError, RegistryError, json_of, told
@@ -201,12 +201,13 @@ class Registry:
                 raise self.connection.refusal(what, answer)
             document = json_of(answer.body)
             names = document.get("tags") if isinstance(document, dict) else None
-            yield from (str(name) for name in names or ())
-            following = _next_page(answer)
-            if not following or following in seen:
+            yield from (str(name) for name in (names if isinstance(names, list) else ()))
+            if not (further := _next_page(answer)):
                 return
-            seen.add(following)
-            url = following
+            url = self.connection.target(what, answer.url, further)
+            if url in seen:
+                return
+            seen.add(url)
 
     # ------------------------------------------------------------ writing
 
@@ -614,5 +615,5 @@ def _next_page(answer: Answer) -> str:
     """The target of `Link: <...>; rel="next"` (RFC 8288), or empty."""
     for target, parameters in re.findall(r"<([^>]*)>([^<]*)", answer.headers.get("Link", "")):
         if re.search(r";\s*rel\s*=\s*\"?next\b", parameters):
-            return urljoin(answer.url, str(target))
+            return str(target)
     return ""

@@ -108,7 +108,7 @@ BUILD = Command(
         Flag("ignorefile", "the ignore file (default: <Dockerfile>.dockerignore, .dockerignore)", value="FILE"),
         Flag(
             "isolation",
-            "where RUN runs: auto, namespaces, chroot, proot; or privileged, rootless, rootless-single",
+            "where RUN runs: auto, namespaces, chroot, proot; privileged, rootless, rootless-single; by crun, runc",
             value="TIER",
         ),
         Flag("require-isolation", "refuse what isolates less than: namespaces, chroot, proot", value="LEAST"),
@@ -549,9 +549,7 @@ def host(text: str) -> tuple[str, str]:
     if cut < 1 or not address:
         raise UsageError(f"--add-host {text!r} is not NAME:ADDRESS")
     if address == "host-gateway":
-        raise UsageError(
-            "--add-host with host-gateway is not supported", hint="RUN shares this machine's network: 127.0.0.1 is it"
-        )
+        raise UsageError("--add-host with host-gateway is not supported", hint="give an address that this machine has")
     import socket
 
     for family in (socket.AF_INET, socket.AF_INET6):

@@ -197,7 +197,11 @@ def _is_stored(word: str, given: Given, around: Surroundings) -> bool:
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", word):
         return False
-    if not (store_root(given.one("root"), around.environ) / "index.json").exists():
+    try:
+        root = store_root(given.one("root"), around.environ)
+    except UsageError:  # no home folder, so no store either
+        return False
+    if not (root / "index.json").exists():
         return False
     with open_store(given, around.environ) as store:
         try:
@@ -275,14 +279,29 @@ def _text_findings(
     request: BuildRequest, settings: Settings, known: Known, around: Surroundings
 ) -> tuple[list[Finding], Glance]:
     """What there is to say of a build file, the mistakes that keep it from being built among it."""
+    import tempfile
+
     from builder.lint.itself import BROKEN
     from builder.model import Finding, Severity
     from builder.survey import glance
+    from grammar.source import DockerfileError
 
-    with contexts_of(request, around) as contexts:
-        seen = glance(request, contexts)
+    unread: list[Finding] = []
+    try:
+        with contexts_of(request, around) as contexts:
+            seen = glance(request, contexts)
+    except DockerfileError as error:
+        if request.file == "-":
+            raise  # which can be read once only
+        # The ignore file is broken, which keeps nobody from looking at the Dockerfile.
+        unread = [Finding(BROKEN, error.message, error.span, error.source, error.hint, Severity.ERROR)]
+        with (
+            tempfile.NamedTemporaryFile() as empty,
+            contexts_of(replace(request, ignore_file=empty.name), around) as contexts,
+        ):
+            seen = glance(request, contexts)
     source = seen.subject.plan.dockerfile.source
-    broken = [
+    broken = unread + [
         Finding(BROKEN, failure.message, failure.span, failure.source or source, failure.hint, Severity.ERROR)
         for failure in seen.failures
     ]

@@ -83,7 +83,7 @@ def pull(given: Given, around: Surroundings) -> int:
             wanted = [reference]
             if everything:
                 tags = registries.get(reference.registry).tags(reference.repository)
-                wanted = [Reference(reference.registry, reference.repository, tag) for tag in tags]
+                wanted = [Reference.parse(f"{reference.name}:{tag}") for tag in tags]
             for each in wanted:
                 _pull(each, platform, given, around, store, registries, stop)
 

@@ -87,7 +87,7 @@ def efficiency(subject: ImageSubject) -> Efficiency:
         elif item.size:
             last = item.gone[-1]
             here, there = (
-                layer.place if layer.own else "the base"
+                layer.short if layer.own else "the base"
                 for layer in (subject.layers[item.layer], subject.layers[last.by])
             )
             verb = "deleted" if last.successor is None else "written again"

@@ -206,6 +206,8 @@ def _takes_recommended(call: Call, run: Running, subject: Subject) -> bool:
     return (
         call.manager == "apt"
         and call.does == "install"
+        and not command.switch("s")
+        and not command.has("--simulate", "--dry-run", "--print-uris", "--download-only")
         and not command.has("--no-install-recommends", "--install-recommends", "--without-recommends")
         and not (command.name == "aptitude" and command.switch("R"))
         and not any("Install-Recommends" in word.literal for word in command.words)
@@ -284,7 +286,11 @@ def _left_lists(run: Running) -> Iterator[tuple[Call, str]]:
     updates = [call for call in made if call.manager == "apt" and call.does == "update"]
     if updates:
         last = updates[-1]
-        cleaned = _mentioned_after(run, last, "/var/lib/apt/lists") or _removed_after(run, last, "/var/lib/apt")
+        cleaned = (
+            _mentioned_after(run, last, "/var/lib/apt/lists")
+            or _removed_after(run, last, "/var/lib/apt")
+            or any(call.does in {"dist-clean", "distclean"} and call.word.start > last.word.start for call in made)
+        )
         if not cleaned and not run.mounted("/var/lib/apt/lists"):
             yield last, "end the RUN with rm -rf /var/lib/apt/lists/*, or mount a cache at /var/lib/apt/lists"
     for call in made:

@@ -486,7 +486,8 @@ def _unused(suppression: Suppression, ran: frozenset[str], source: Source) -> Fi
     if suppression.problem:
         message = f"the comment silences nothing: {suppression.name}"
         return Finding(UNUSED, message, suppression.span, source, suppression.problem, Severity.INFO)
-    if suppression.name.lower() == "all" or UNUSED in suppression.rules or not suppression.rules & ran:
+    rules = {SHELLCHECK if _SHELLCHECK_CODE.match(rule) else rule for rule in suppression.rules}
+    if suppression.name.lower() == "all" or UNUSED in rules or not rules & ran:
         return None
     where = "in the file" if suppression.lines is None else "in the instruction below"
     message = f"{suppression.name} is silenced {where}, and would say nothing there"

@@ -63,7 +63,24 @@ class Case:
 
 
 def runs(context: Path, scale: float) -> None:
-    lines = ["FROM busybox", *(f"RUN echo {number} > /file{number}" for number in range(max(1, int(30 * scale))))]
+    write_runs(context, [max(1, int(30 * scale))])
+
+
+def chain(context: Path, scale: float) -> None:
+    write_runs(context, [max(1, int(100 * scale))])
+
+
+def stages(context: Path, scale: float) -> None:
+    write_runs(context, [max(1, int(25 * scale))] * 4)
+
+
+def write_runs(context: Path, counts: list[int]) -> None:
+    """A stage of so many RUNs for each count; the last takes a file of each other."""
+    lines: list[str] = []
+    for stage, count in enumerate(counts):
+        lines.append(f"FROM busybox AS s{stage}")
+        lines += [f"RUN echo {stage} {number} > /file{number}" for number in range(count)]
+    lines += [f"COPY --from=s{stage} /file0 /from{stage}" for stage in range(len(counts) - 1)]
     (context / "Dockerfile").write_text("\n".join(lines) + "\n")
 
 
@@ -159,6 +176,8 @@ def edit(context: Path, number: int) -> None:
 
 CASES = (
     Case("runs", "30 trivial RUNs", runs),
+    Case("chain", "100 trivial RUNs", chain),
+    Case("stages", "100 trivial RUNs in 4 stages", stages),
     Case("noop", "no-op rebuild of a small app", small_app, warm=True),
     Case("edit", "one changed file in a small app", small_app, edit, warm=True),
     Case("files", "COPY of 20,000 files, 120 MB", many_files),

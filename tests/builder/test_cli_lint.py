@@ -219,6 +219,15 @@ def test_a_file_that_can_not_be_planned_gets_them_too(here: Path) -> None:
     assert lint("--format=json").code == 1
 
 
+def test_a_broken_ignore_file_is_told_and_the_rules_run(here: Path) -> None:
+    write(here, {"Dockerfile": BAD, ".dockerignore": "x\n!\n"})
+    ended = lint("--format=json")
+    assert ended.code == 1
+    first = json.loads(ended.out)["findings"][0]
+    assert (first["file"], first["rule"], first["line"]) == (".dockerignore", "DoesNotBuild", 2)
+    assert ("SudoInRun", 2) in rules(ended)
+
+
 def test_the_threshold_does_not_hide_a_mistake(here: Path) -> None:
     write(here, {"Dockerfile": "FROM a:1\nNONSENSE\n"})
     assert lint("--fail-on=error").code == 1

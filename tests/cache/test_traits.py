@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cache.oci import Layer
+    from cache.oci import Digest, Layer
 
 KEY = b"-----BEGIN %sPRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQ\n-----END PRIVATE KEY-----\n"
 LOADER = "/lib64/ld-linux-x86-64.so.2"
@@ -206,6 +206,23 @@ def test_an_older_or_damaged_listing_is_made_anew(store: Store) -> None:
         path.write_bytes(data)
         assert listed_traits(store, layer) == EXPECTED
         assert listing(store, layer) == entries
+
+
+def test_a_layer_that_lies_elsewhere_has_them_from_there(store: Store) -> None:
+    class Elsewhere:
+        def bring(self, digest: Digest, /) -> bool:
+            return False
+
+        def listing(self, layer: Layer, /) -> bytes:
+            return listings.encode(hashed(ENTRIES), EXPECTED)
+
+    layer = made(store)
+    (path,) = (store.root / "listings").iterdir()
+    path.unlink()
+    store.elsewhere = Elsewhere()
+    assert listing(store, layer) == tuple(hashed(ENTRIES))
+    assert listed_traits(store, layer) == EXPECTED
+    assert not path.exists()
 
 
 def test_unpacking_a_layer_leaves_them(store: Store) -> None:

@@ -210,7 +210,7 @@ def host_files(subject: ImageSubject) -> Iterator[Finding]:
             keys = [item for item in files if _KEY.search(item.path)]
             message = f"{count(len(files), 'file')} of one machine: {worst(keys or files)}"
             hint = "remove the keys in the same RUN, and make them when the container starts" if keys else (
-                "empty it in the same RUN: `: > /etc/machine-id` keeps the file"
+                "empty it where it is made, or leave it out: an empty /etc/machine-id is filled when a machine starts"
             )  # fmt: skip
             severity = Severity.ERROR if keys else Severity.WARNING
             yield subject.finding("HostFiles", message, layer, hint, severity=severity, files=files)

@@ -96,10 +96,25 @@ def temporary_files(subject: ImageSubject) -> Iterator[Finding]:
             target = "var/tmp" if only else "tmp"
             hint = f"remove them in the same RUN, or give it RUN --mount=type=tmpfs,target=/{target}"
         hint = hint or "remove them in the same RUN"
-        yield subject.finding("TemporaryFiles", message, layer, hint, files=files, paths=folders, size=size)
+        # Locks and marks in /run that packages leave are empty, and cost nothing.
+        trifle = not size and not folders and all(item.path.startswith(b"run/") for item in files)
+        yield subject.finding(
+            "TemporaryFiles",
+            message,
+            layer,
+            hint,
+            severity=Severity.INFO if trifle else Severity.WARNING,
+            files=files,
+            paths=folders,
+            size=size,
+        )
 
 
 # ---------------------------------------------------------------- package managers
+
+
+_DEBCONF = b"var/cache/debconf/"
+"""Where debconf keeps what was there before the last change: small, and left by nearly every installation."""
 
 
 def _is_apt(path: bytes) -> bool:
@@ -144,7 +159,10 @@ def apt_leftovers(subject: ImageSubject) -> Iterator[Finding]:
             f"end the same RUN with `{clean}rm -rf /var/lib/apt/lists/*`" if lists else "end the RUN with apt-get clean"
         )
         hint += ", or RUN --mount=type=cache,target=/var/cache/apt --mount=type=cache,target=/var/lib/apt"
-        yield subject.finding("AptLeftovers", message, layer, hint, files=files)
+        severity = Severity.WARNING
+        if all(item.path.startswith(_DEBCONF) for item in files):
+            severity, hint = Severity.INFO, "end the same RUN with rm -f /var/cache/debconf/*-old"
+        yield subject.finding("AptLeftovers", message, layer, hint, severity=severity, files=files)
 
 
 _MANAGERS: tuple[tuple[str, re.Pattern[bytes], str], ...] = (
@@ -191,7 +209,7 @@ _CACHES: tuple[tuple[str, str, re.Pattern[bytes]], ...] = tuple(
         ("poetry", "", rb"\.cache/pypoetry"),
         ("pre-commit", "", rb"\.cache/pre-commit"),
         ("go", "", rb"\.cache/go-build"),
-        ("go", "", rb"(?:go|gopath)/pkg/mod/cache"),
+        ("go", "", rb"(?:go|gopath)/pkg/mod"),
         ("yarn", "yarn cache clean", rb"(?:\.cache/yarn|\.yarn/(?:berry/)?cache|usr/local/share/\.cache/yarn)"),
         ("node-gyp", "", rb"\.(?:cache/)?node-gyp"),
         ("npm", "npm cache clean --force", rb"\.npm/_cacache"),
@@ -199,6 +217,7 @@ _CACHES: tuple[tuple[str, str, re.Pattern[bytes]], ...] = tuple(
         ("Playwright", "", rb"\.cache/ms-playwright"),
         ("Homebrew", "brew cleanup", rb"\.cache/Homebrew"),
         ("cargo", "", rb"(?:\.cargo|usr/local/cargo)/(?:registry|git/db)"),
+        ("cargo", "", rb"target/(?:debug|release)/(?:deps|build|incremental|\.fingerprint)"),
         ("Maven", "", rb"\.m2/repository"),
         ("Gradle", "", rb"\.gradle/(?:caches|wrapper/dists)"),
         ("composer", "composer clear-cache", rb"\.(?:cache/composer|composer/cache)"),
@@ -208,6 +227,10 @@ _CACHES: tuple[tuple[str, str, re.Pattern[bytes]], ...] = tuple(
         ("Hugging Face", "", rb"\.cache/huggingface/hub"),
     )
 )
+
+
+_WANTED = frozenset({"Playwright", "Hugging Face"})
+"""Caches that programs also read when they run: browsers and models are put there on purpose as often as not."""
 
 
 def language_cache(subject: ImageSubject) -> Iterator[Finding]:
@@ -235,7 +258,8 @@ def language_cache(subject: ImageSubject) -> Iterator[Finding]:
             )
             hint = f"RUN --mount=type=cache,target={target}" + (f", or {remedy}" if remedy else "")
             hint = _not_copied(layer) or hint
-            yield subject.finding("LanguageCache", message, layer, hint, files=files)
+            severity = Severity.INFO if name in _WANTED else Severity.WARNING
+            yield subject.finding("LanguageCache", message, layer, hint, severity=severity, files=files)
 
 
 # ---------------------------------------------------------------- logs and dumps

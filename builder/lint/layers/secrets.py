@@ -24,6 +24,7 @@ _PATHS = re.compile(
 )
 """Files that are there for nothing but a secret."""
 
+_HOST_KEY = re.compile(rb"^etc/ssh/ssh_host_[^/]*_key$")
 _LOCKED = "encrypted private key"
 
 
@@ -46,6 +47,8 @@ def secret_in_file(subject: ImageSubject) -> Iterator[Finding]:
     for item in subject.shipped:
         if item.entry.kind is not Kind.FILE or not item.size or not subject.layers[item.layer].own:
             continue
+        if item.names and _HOST_KEY.search(item.path):
+            continue  # told by HostFiles
         kinds = item.traits.secrets
         if not kinds and _PATHS.search(item.entry.path):
             kinds = ("credentials",)

@@ -68,11 +68,13 @@ class ImageLayer(Struct, frozen=True):
     @property
     def place(self) -> str:
         """How messages call it."""
-        if self.maker.span is not None:
-            return f"line {self.maker.span.line}"
-        title = self.maker.title
-        title = f" ({title[:60]}{'…' if len(title) > 60 else ''})" if title else ""
-        return f"layer {self.number}{title}"
+        title = self.maker.title if self.maker.span is None else ""
+        return self.short + (f" ({title[:60]}{'…' if len(title) > 60 else ''})" if title else "")
+
+    @property
+    def short(self) -> str:
+        """`line 7`, or `layer 3` where there is no build file."""
+        return f"layer {self.number}" if self.maker.span is None else f"line {self.maker.span.line}"
 
 
 class Gone(Struct, frozen=True):

@@ -22,6 +22,14 @@ _DUPLICATE = 64 << 10
 _LARGE = 100 << 20
 
 
+_DATABASES = (
+    b"var/lib/dpkg/", b"var/cache/debconf/", b"var/lib/apt/", b"var/log/", b"lib/apk/db/", b"usr/lib/sysimage/",
+    b"var/lib/rpm/", b"var/lib/pacman/", b"etc/ld.so.cache", b"var/cache/ldconfig/", b"etc/passwd", b"etc/shadow",
+    b"etc/group", b"etc/gshadow",
+)  # fmt: skip
+"""What each installation of packages writes anew: told, but no reason to join everything to one RUN."""
+
+
 def _dead(subject: ImageSubject, *, rewritten: bool) -> Iterator[tuple[ImageLayer, ImageLayer, list[Shipped]]]:
     """What one layer brought and another took away: by deleting it, or by having it again."""
     found: dict[tuple[int, int], list[Shipped]] = {}
@@ -51,14 +59,15 @@ def deleted_later(subject: ImageSubject) -> Iterator[Finding]:
     """
     for brought, took, files in _dead(subject, rewritten=False):
         size = sum(item.size for item in files)
+        if not size:
+            continue
         what = f"{count(len(files), 'file')}, {amount(size)}: {worst(files)}"
         if not brought.own:
-            if size:
-                message = f"{took.place} deletes what the base ships, {what}; the bytes stay in the base"
-                hint = "choose a base without it"
-                yield subject.finding(
-                    "DeletedLater", message, took, hint, severity=Severity.INFO, files=files, related=(brought,)
-                )
+            message = f"{took.place} deletes what the base ships, {what}; the bytes stay in the base"
+            hint = "choose a base without it"
+            yield subject.finding(
+                "DeletedLater", message, took, hint, severity=Severity.INFO, files=files, related=(brought,)
+            )
             continue
         message = f"{brought.place} ships what {took.place} deletes, {what}"
         severity = Severity.WARNING if size >= _FLOOR else Severity.INFO
@@ -101,7 +110,8 @@ def rewritten_files(subject: ImageSubject) -> Iterator[Finding]:
         message = f"{took.place} writes what {brought.place if own else 'the base'} ships again: "
         message += f"{count(len(changed), 'file')}, {amount(size)}: {worst(changed)}"
         hint = "write it once, in one instruction" if own else "the base's copy stays below it"
-        severity = Severity.WARNING if own and size >= _DUPLICATE else Severity.INFO
+        heavy = sum(item.size for item in changed if not item.path.startswith(_DATABASES))
+        severity = Severity.WARNING if own and heavy >= _DUPLICATE else Severity.INFO
         yield subject.finding(
             "RewrittenFiles", message, took, hint, severity=severity, files=changed, related=(brought,)
         )

@@ -189,17 +189,22 @@ def test_the_table_and_the_tree(store: Store) -> None:
     assert (
         render_efficiency(found)
         == """\
-LINE      SHIPPED   VISIBLE   WASTED    INSTRUCTION
--         8kB       2B        8kB       RUN 0
--         0B        0B        -         RUN 1
+LAYER     SHIPPED   VISIBLE   WASTED    INSTRUCTION
+0         8kB       2B        8kB       RUN 0
+1         0B        0B        -         RUN 1
 2B of 8kB shipped bytes can be seen: 0.0%
 
 Shipped and not seen:
 └──     8kB  d/  2 files
-    ├──     5kB  a  (of layer 0 (RUN 0), deleted by layer 1 (RUN 1))
-    └──     3kB  e/b  (of layer 0 (RUN 0), deleted by layer 1 (RUN 1))
+    ├──     5kB  a  (of layer 0, deleted by layer 1)
+    └──     3kB  e/b  (of layer 0, deleted by layer 1)
 """
     )
+
+
+def test_the_bases_layers_are_marked(store: Store) -> None:
+    text = render_efficiency(efficiency(subject(store, [file("a", 1)], [file("b", 1)], base=1)))
+    assert "RUN 0 (base)\n1 " in text
 
 
 def test_a_wide_tree_is_cut(store: Store) -> None:

@@ -95,7 +95,7 @@ def test_a_temporary_file_with_a_name_elsewhere(store: Store) -> None:
         ("LanguageCache", "root/.cache/pip/http/a", "target=/root/.cache/pip"),
         ("LanguageCache", "home/app/.cache/uv/a", "target=/home/app/.cache/uv"),
         ("LanguageCache", "root/.cache/go-build/a", "target=/root/.cache/go-build"),
-        ("LanguageCache", "go/pkg/mod/cache/a", "target=/go/pkg/mod/cache"),
+        ("LanguageCache", "go/pkg/mod/cache/a", "target=/go/pkg/mod"),
         ("LanguageCache", "root/.npm/_cacache/a", "npm cache clean"),
         ("LanguageCache", "usr/local/share/.cache/yarn/v6/a", "yarn cache clean"),
         ("LanguageCache", "root/.cargo/registry/a", "target=/root/.cargo/registry"),
@@ -105,6 +105,7 @@ def test_a_temporary_file_with_a_name_elsewhere(store: Store) -> None:
         ("LanguageCache", "opt/conda/pkgs/a", "conda clean"),
         ("LanguageCache", "root/.nuget/packages/a", "target=/root/.nuget/packages"),
         ("LanguageCache", "root/.cache/huggingface/hub/a", "target=/root/.cache/huggingface/hub"),
+        ("LanguageCache", "app/target/release/deps/a.rlib", "target=/app/target/release/deps"),
         ("LanguageCache", "root/.pnpm-store/a", "pnpm store prune"),
     ],
 )
@@ -113,6 +114,29 @@ def test_caches(store: Store, rule: str, path: str, hint: str) -> None:
     assert (finding.size, finding.paths) == (70_000, (path,))
     assert hint in finding.hint
     assert found(store, rule, [file(path, 100)]) == []
+
+
+def test_what_packages_leave_anyway_is_no_warning(store: Store) -> None:
+    old = [file("var/cache/debconf/templates.dat-old", 700_000)]
+    (finding,) = found(store, "AptLeftovers", old)
+    assert (finding.severity.value, "debconf/*-old" in finding.hint) == ("info", True)
+    (finding,) = found(store, "TemporaryFiles", [file("run/adduser", 0)])
+    assert finding.severity.value == "info"
+    runs = [[file("var/lib/dpkg/status", 200_000)], [file("var/lib/dpkg/status", 210_000)]]
+    (finding,) = found(store, "RewrittenFiles", *runs)
+    assert (finding.severity.value, finding.size) == ("info", 200_000)
+    assert found(store, "DeletedLater", [file("var/lib/apt/lists/lock", 0)], [gone("var/lib/apt/lists/lock")]) == []
+
+
+def test_a_host_key_is_told_once(store: Store) -> None:
+    runs = [[holding("etc/ssh/ssh_host_rsa_key", KEY)]]
+    assert [finding.rule for finding in examine(subject(store, *runs))] == ["HostFiles"]
+    assert len(found(store, "SecretInFile", *runs, [gone("etc/ssh/ssh_host_rsa_key")])) == 1
+
+
+def test_models_and_browsers_are_wanted_as_often_as_not(store: Store) -> None:
+    (finding,) = found(store, "LanguageCache", [file("root/.cache/huggingface/hub/a", 70_000)])
+    assert finding.severity.value == "info"
 
 
 def test_logs_weigh_by_their_bytes(store: Store) -> None:

@@ -292,6 +292,12 @@ def test_what_nobody_looked_for_is_not_called_unused(name: str) -> None:
     assert judge([], DEFAULT, dockerfile, ran={"SudoInRun", UNUSED}, known=KNOWN) == []
 
 
+def test_a_code_of_shellcheck_is_unused_once_it_has_looked() -> None:
+    dockerfile = parse(Source("D", "FROM a\n# hadolint ignore=SC2086\nRUN b\n"))
+    (finding,) = judge([], DEFAULT, dockerfile, ran={"ShellCheck"}, known=KNOWN)
+    assert finding.message.startswith("SC2086 is silenced")
+
+
 def test_a_comment_for_a_rule_that_does_not_count_is_not_unused() -> None:
     dockerfile = parse(Source("D", "FROM a\n# pybuild: ignore=SudoInRun\nRUN b\n"))
     settings = Settings(ignore=frozenset({"SudoInRun"}))
