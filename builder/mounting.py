@@ -101,7 +101,7 @@ def _empty(folder: str, store: Store) -> str:
 def unmount(found: Mount) -> None:
     """Take a mount away, and its directory if `mount` made it by itself. BuildError while files in it are in use."""
     try:
-        sandbox.detach(found.place)
+        sandbox.unmount(found.place)
     except PermissionError:
         raise UnsupportedError(
             f"{found.place} can not be unmounted here", hint="by root, or inside the `pybuild unshare` that mounted it"

@@ -750,7 +750,7 @@ def show_union(place: str, lowers: Sequence[str], base: str, userxattr: bool) ->
             os.close(fd)
 
 
-def detach(place: str) -> None:
+def unmount(place: str) -> None:
     """Unmount what is mounted last at `place`, a path without symlinks. OSError, EBUSY while it is in use."""
     _result(libc.umount2(os.fsencode(place), ctypes.c_int(UMOUNT_NOFOLLOW)), f"umount {place}")
 
