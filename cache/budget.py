@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import astuple, replace
 
 if TYPE_CHECKING:
     from cache.store import Store
@@ -67,16 +68,15 @@ def keep(store: Store, budget: Budget, written: int) -> Cut | None:
     now = time.time()
     expected = before.size + before.grown + grown
     recent = before.at <= now <= before.at + _AGAIN
-    # What was left over the budget is in use: it takes its time.
-    full = expected > budget.most and not (recent and before.size > budget.most)
+    full = expected > budget.most and not (recent and before.stuck)
     due = full or not before.at <= now <= before.at + _DAY
     if short > 0 and expected > budget.reserved and not recent:
         due = True
     if not due:
-        _write(store, Measured(before.at, before.size, before.grown + grown), before)
+        _write(store, replace(before, grown=before.grown + grown), before)
         return None
     # Of several builds that end at once, one looks.
-    if not _write(store, Measured(now, before.size, 0), before):
+    if not _write(store, Measured(now, before.size), before):
         return None
     from cache.usage import PRUNABLE, cut, measure
 
@@ -89,19 +89,20 @@ def keep(store: Store, budget: Budget, written: int) -> Cut | None:
     if size > limit:
         done = cut(store, keep=int(limit * _LOW), items=items, seconds=_PATIENCE)
         size -= sum(item.size for item in done.items)
-    _write(store, Measured(now, size, 0), None)
+    _write(store, Measured(now, size, stuck=size > limit), None)
     return done if done is not None and done.items else None
 
 
 class Measured(Struct, frozen=True):
     """What is known of the cache's size. at: when it was measured, in seconds since 1970; 0 for never.
 
-    size: bytes, then. grown: bytes that builds have written since, about.
+    size: bytes, then. grown: bytes that builds have written since, about. stuck: what was over the budget was in use.
     """
 
     at: float = 0.0
     size: int = 0
     grown: int = 0
+    stuck: bool = False
 
 
 def _read(store: Store) -> Measured:
@@ -114,9 +115,7 @@ def _write(store: Store, found: Measured, before: Measured | None) -> bool:
     with store.database.transaction() as connection:
         if before is not None and _read(store).at != before.at:
             return False
-        connection.execute(
-            "INSERT OR REPLACE INTO meta VALUES ('budget', ?)", (json.dumps([found.at, found.size, found.grown]),)
-        )
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('budget', ?)", (json.dumps(astuple(found)),))
     return True
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from builder.cli.budget import AUTO, keep_budget
 from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError, fields, pairs
 from builder.cli.opened import INSECURE, choose_isolation, open_registries, open_store, pull_policy
 from builder.model import Budget, BuildRequest, CacheUse, LintUse, OutputSpec, RunOptions, SecretSource, SshSource
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from builder.engines import Engine
     from builder.model import BuildResult, CachePlace
     from cache.oci import Platform
-    from cache.store import Store
 
 _NO_LIMITS = "limits on processor and memory of a RUN are not supported; limit pybuild itself, such as by systemd-run"
 
@@ -75,7 +75,10 @@ BUILD = Command(
         ),
         Flag("key-secrets", "do a RUN anew when a secret that it mounts has another value than before"),
         Flag("explain", "below each step that is not in the cache, every part that changed, old and new"),
-        Flag("platform", "the platform to build for", value="OS/ARCH"),
+        Flag("platform", "the platform to build for; several for an index of images", value="OS/ARCH,...", many=True),
+        Flag(
+            "reproducible", "let nothing of this machine, user and moment into the image; SOURCE_DATE_EPOCH is its time"
+        ),
         Flag("squash", "make one layer of all that the build adds to its base; the cache keeps the steps"),
         Flag(
             "output",
@@ -154,7 +157,6 @@ Exit codes: 0 built, 1 the build failed, 2 wrong command line, 3 damaged store o
 )
 
 _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_AUTO = -1
 _NETWORKS = ("default", "none", "host")
 _ENTITLEMENTS = ("network.host", "security.insecure")
 
@@ -171,7 +173,6 @@ def build(given: Given, around: Surroundings) -> int:
         from builder.cli.looking import lint_use
 
         request = replace(request, lint=lint_use(request, around))
-    limit = budget_of(given, around.environ)
     if given.on("dry-run"):
         return _dry_run(request, given, around)
     if given.has("call") or given.on("check"):
@@ -188,6 +189,7 @@ def build(given: Given, around: Surroundings) -> int:
     engine = _engine(given, around)
     # Entering a user namespace is for a process without threads; the display has one.
     isolation = choose_isolation(given.one("isolation", "auto"), given.one("require-isolation", ""))
+    limit = budget_of(given, around.environ)
     stop = threading.Event()
     with Stop(stop) as stopped, open_store(given, around.environ) as store:
         from builder.build import build as perform
@@ -218,42 +220,12 @@ def build(given: Given, around: Surroundings) -> int:
             display.close()
             if engine is not None:
                 engine.close()
-        _write_results(given, result)
-        if style == "quiet":
-            around.say(result.image.id)
-        # The last thing, when all that was asked for is there.
-        if result.steps > result.cached:
-            _keep_budget(store, limit, result.written, style, around)
+    _write_results(given, result)
+    if style == "quiet":
+        around.say(result.image.id)
+    if result.steps > result.cached:
+        keep_budget(store, limit, result.written, around if style in {"auto", "plain", "tty"} else None)
     return 0
-
-
-def _keep_budget(store: Store, limit: int | None, written: int, style: str, around: Surroundings) -> None:
-    """Cut the cache down to its budget, and say so where there is someone to read it."""
-    from cache import budget
-    from cache.errors import StoreError
-
-    most = budget.default(store) if limit == _AUTO else budget.Budget(limit)
-    try:
-        done = budget.keep(store, most, written)
-    except StoreError:
-        return  # the build is done; the next one tries again
-    if done is not None and style not in {"quiet", "none", "rawjson"}:
-        from builder.terminal import human_size
-
-        count = len(done.items)
-        print(
-            f"the cache was over its budget: {human_size(sum(item.size for item in done.items))} of it removed, "
-            f"{count} thing{'s' * (count != 1)} not used for longest",
-            file=around.stderr,
-        )
-
-
-def budget_of(given: Given, environ: Mapping[str, str]) -> int | None:
-    """How many bytes the cache may take: None for any number, `_AUTO` for what the disk's size makes of it."""
-    text = given.one("cache-budget") or environ.get("PYBUILD_CACHE_BUDGET") or "auto"
-    if text in {"auto", "none"}:
-        return _AUTO if text == "auto" else None
-    return size(text, "cache-budget")
 
 
 def _engine(given: Given, around: Surroundings) -> Engine | None:
@@ -280,20 +252,23 @@ def _into_engine(spec: OutputSpec) -> bool:
 
 def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
     """Print the plan and the lowered steps. Needs no tier; all that it may write are bases that the store takes in."""
-    from builder.build import open_request, prepare, remote_of
+    from builder.build import open_request, prepare_each, remote_of
     from builder.cli.outline import outline
     from builder.survey import examine
     from builder.terminal import render_finding
 
     with open_store(given, around.environ) as store, open_request(request, store, around.stdin) as contexts:
         registries = functools.cache(lambda: open_registries(given, around.environ))
-        remote = remote_of(request, store, registries, lambda _: None)
-        plan, work = prepare(request, store, contexts, remote)
-        examined = examine(plan, work.stages, contexts, request.lint.settings)
-    around.say(outline(plan, work.stages).rstrip("\n"))
-    for finding in examined.all:
+        jobs = prepare_each(request, store, contexts, remote_of(request, store, registries, lambda _: None))
+        examined = [examine(plan, work.stages, contexts, request.lint.settings) for plan, work in jobs]
+    for plan, work in jobs:
+        if len(jobs) > 1:
+            around.say(f"{plan.platform}:")
+        around.say(outline(plan, work.stages).rstrip("\n"))
+    for finding in dict.fromkeys(finding for each in examined for finding in each.all):
         print(render_finding(finding, colour=around.colour(around.stderr)), end="", file=around.stderr)
-    examined.enforce()
+    for each in examined:
+        each.enforce()
     return 0
 
 
@@ -320,6 +295,7 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
             "the context and the Dockerfile can not both come from standard input",
             hint="pybuild - < Dockerfile builds without a context; pybuild -f - . has one",
         )
+    platforms = platforms_of(given.all("platform"))
     if not context:
         raise UsageError("the context is empty", hint="`.` is the current folder")
     return BuildRequest(
@@ -330,7 +306,8 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         build_args=build_args(given.all("build-arg"), environ),
         build_contexts=tuple(named_context(text) for text in given.all("build-context")),
         labels=tuple(_label(text) for text in given.all("label")),
-        platform=platform_of(given.one("platform")),
+        platform=platforms[0] if platforms else None,
+        platforms=platforms if len(platforms) > 1 else (),
         no_cache=given.on("no-cache"),
         no_cache_filter=frozenset(
             name for text in given.all("no-cache-filter") for name in fields(text, "no-cache-filter") if name
@@ -354,6 +331,7 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         cache_to=_places(given, "cache-to"),
         pull=_pull_flag(given),
         squash=given.on("squash"),
+        reproducible=given.on("reproducible"),
     )
 
 
@@ -576,6 +554,14 @@ def size(text: str, flag: str) -> int:
     return value
 
 
+def budget_of(given: Given, environ: Mapping[str, str]) -> int | None:
+    """How many bytes the cache may take: None for any number, AUTO for what the disk's size makes of it."""
+    text = given.one("cache-budget") or environ.get("PYBUILD_CACHE_BUDGET") or "auto"
+    if text in {"auto", "none"}:
+        return AUTO if text == "auto" else None
+    return size(text, "cache-budget")
+
+
 def ulimit(text: str) -> tuple[str, int, int]:
     """`nofile=1024:2048`, `core=0`, `memlock=-1`."""
     name, _, limits = text.partition("=")
@@ -628,6 +614,12 @@ def _label(text: str) -> tuple[str, str]:
     return name, value
 
 
+def platforms_of(texts: Iterable[str]) -> tuple[Platform, ...]:
+    """The platforms of --platform, in order, each once."""
+    names = [name.strip() for text in texts for name in fields(text, "platform") if name.strip()]
+    return tuple(dict.fromkeys(found for name in names if (found := platform_of(name)) is not None))
+
+
 def platform_of(text: str) -> Platform | None:
     """--platform's value in normal form; None when it was not given."""
     if not text:
@@ -671,7 +663,7 @@ def _write_results(given: Given, result: BuildResult) -> None:
 
         manifest = result.image.manifest
         document = {
-            "containerimage.config.digest": result.image.id,
+            **({} if result.image.variants else {"containerimage.config.digest": result.image.id}),
             "containerimage.descriptor": manifest.to_json(),
             "containerimage.digest": manifest.digest,
             "image.name": ",".join(result.names),

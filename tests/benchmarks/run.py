@@ -477,7 +477,9 @@ def main() -> int:
     if os.geteuid() != 0:
         parser.error("needs root, for buildah and dockerd")
     cases = [case for case in (*CASES, *REBUILDS) if case.name in options.cases.split(",")]
-    work = Path(tempfile.mkdtemp(prefix="pybuild-bench-"))
+    # Letters that mkdtemp takes are not all good for the references that buildah makes of paths.
+    work = Path(tempfile.gettempdir(), f"pybuild-bench-{os.getpid()}-{time.time_ns()}")
+    work.mkdir(0o700)
     builders: list[Builder] = []
     try:
         bases.make_bases(work / "bases", options.busybox)

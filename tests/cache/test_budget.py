@@ -66,6 +66,8 @@ def test_the_cache_is_measured_only_when_it_may_be_full(
     assert len(looks) == 4  # a clock that was put back
     assert keep(store, Budget(None), 10**12) is None
     assert len(looks) == 4
+    assert keep(store, Budget(1), 0) is not None
+    assert len(looks) == 5  # another budget than before
 
 
 def test_what_was_not_used_for_longest_goes(store: Store) -> None:
