@@ -141,6 +141,15 @@ def context_for(text: str, named: Mapping[str, str]) -> str | None:
 # ---------------------------------------------------------------- the store
 
 
+def _for_platform_of(image: Image, text: str, platform: Platform, store: Store) -> Image:
+    """Of an index the image for `platform`; any other image itself. BuildError where it has none."""
+    variants = [(each, found) for each, found in store.variants(image) if each is not None]
+    if not variants:
+        return image
+    chosen = choose(text, [replace(found.manifest, platform=each) for each, found in variants], platform)
+    return next(found for _, found in variants if found.manifest.digest == chosen.digest)
+
+
 def _from_store(text: str, platform: Platform, store: Store, remote: Remote | None) -> BaseImage:
     image = None if remote is not None and remote.always else _local(text, platform, store, lenient=remote is None)
     if image is None and remote is not None:
@@ -150,6 +159,7 @@ def _from_store(text: str, platform: Platform, store: Store, remote: Remote | No
         image = found
     if image is None:
         raise _missing(text, store)
+    store.note_use(image.id)
     return BaseImage(store.config(image), store.layers(image), image.manifest.digest, text)
 
 
@@ -160,6 +170,7 @@ def _local(text: str, platform: Platform, store: Store, *, lenient: bool) -> Ima
     """
     try:
         image = store.image(text)
+        image = _for_platform_of(image, text, platform, store)
     except NotFoundError:
         image = None
     try:

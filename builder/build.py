@@ -7,19 +7,18 @@ files is an error before the first step.
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import time
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, BinaryIO
 
 from msgspec.structs import replace
 
 import grammar
-from builder import bases, handlers
-from builder.context import is_image, open_contexts
-from builder.engine import Engine, StageWork, Work
+from builder import bases, emulation, handlers
+from builder.context import is_image, open_contexts, settled
+from builder.engine import Engine, StageWork, Tally, Work
 from builder.epoch import plan_of
 from builder.errors import BuildError, CancelledError, DamagedError, gathered, raise_all
 from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Inspected, Warned
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
     from builder.registries import Registries
     from builder.survey import Examined
-    from cache.oci import Platform
+    from cache.oci import Layer, Platform
     from cache.remote import Remotes
     from cache.store import Image, Store
     from grammar.source import Span
@@ -76,40 +75,74 @@ def build(
         open_request(request, store, stdin) as contexts,
         _caches(request, store, report, registries, stop) as remotes,
     ):
-        made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
-        examined = examine(made, work.stages, contexts, request.lint.settings)
-        findings = examined.all
+        jobs = prepare_each(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
+        examined = [examine(made, work.stages, contexts, request.lint.settings) for made, work in jobs]
+        findings = tuple(dict.fromkeys(finding for each in examined for finding in each.all))
         for finding in findings:
             report(Warned(finding))
-        examined.enforce()
-        report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
+        for each in examined:
+            each.enforce()
+        for made, work in jobs:
+            report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
         references = _references(request)
         names = tuple(reference.full for reference in references)
+        several = len(jobs) > 1
 
-        def put_out(engine: Engine) -> tuple[ImageResult, list[Finding]]:
-            image = engine.image(made.target, intermediate=request.squash)
+        def put_out(engine: Engine, made: Plan, work: Work, seen: Examined) -> tuple[ImageResult, list[Finding]]:
+            image = engine.image(made.target, intermediate=request.squash or several)
             if request.squash:
-                image = _squashed(image, store, exact=made.epoch is not None)
+                image = _squashed(image, store, exact=made.epoch is not None, intermediate=several)
             found: list[Finding] = []
             if request.lint.layers or request.lint.budget:
-                found = _inspect(image, engine, made, work, request, store, report, examined)
-            for spec in request.outputs:
+                found = _inspect(image, engine, made, work, request, store, report, seen)
+            for spec in () if several else request.outputs:
                 _export(image, spec, names, store, report, registries, stop)
             return image, found
 
-        engine, image, found = _carried_out(work, request, store, isolation, report, stop, remotes, put_out)
-        findings = (*findings, *found)
-        if engine.is_whole(made.target):
+        images: list[ImageResult] = []
+        steps = cached = written = 0
+        whole = True
+        for (made, work), seen in zip(jobs, examined, strict=True):
+            act = partial(put_out, made=made, work=work, seen=seen)
+            engine, image, found = _carried_out(work, request, store, isolation, report, stop, remotes, act)
+            findings = tuple(dict.fromkeys((*findings, *found)))
+            images.append(image)
+            written += engine.written
+            whole = whole and engine.is_whole(made.target)
+            steps, cached = (a + b for a, b in zip(engine.counts(), (steps, cached), strict=True))
+        image = _index_of(images, store) if several else images[0]
+        for spec in request.outputs if several else ():
+            _export(image, spec, names, store, report, registries, stop)
+        if whole:
             for reference in references:
                 store.tag(reference, image.id)
         if remotes is not None:
             remotes.adopt()
         if remotes is not None and any(place.type != "inline" for place in request.cache_to):
             _finish(remotes, request, report, stop)
-    steps, cached = engine.counts()
-    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings, engine.written)
+    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings, written)
     report(BuildFinished(result))
     return result
+
+
+def prepare_each(
+    request: BuildRequest, store: Store, contexts: Contexts, remote: bases.Remote | None = None
+) -> list[tuple[Plan, Work]]:
+    """What `prepare` gives for the request, or for each of its platforms; what they share is done once."""
+    if not request.platforms:
+        return [prepare(request, store, contexts, remote)]
+    tally = Tally()
+    found = []
+    for platform in request.platforms:
+        made, work = prepare(replace(request, platform=platform), store, contexts, remote)
+        found.append((made, replace(work, label=f"{platform} ", tally=tally)))
+    return found
+
+
+def _index_of(images: Sequence[ImageResult], store: Store) -> ImageResult:
+    """The index of images for several platforms, in the store."""
+    made = store.put_index([store.image(image.id) for image in images])
+    return replace(images[0], id=made.id, manifest=made.manifest, variants=tuple(images))
 
 
 def _inspect(
@@ -193,6 +226,8 @@ def _caches(
 def _is_kept(request: BuildRequest) -> bool:
     """Whether all bytes of the image are wanted here."""
     elsewhere = {"cacheonly", "registry"}
+    if request.platforms:
+        return True  # for the index
     if request.lint.layers or request.lint.budget:
         return True  # to be looked into
     if request.squash or not request.outputs or any(spec.type not in elsewhere for spec in request.outputs):
@@ -216,13 +251,10 @@ def _carried_out(
     A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
     until then is in the cache.
     """
-    numbers = itertools.count(1)
     inline = any(place.type == "inline" for place in request.cache_to)
     while True:
         lost = remotes.lost if remotes is not None else 0
-        engine = Engine(
-            work, store=store, ground=ground, report=report, stop=stop, remotes=remotes, numbers=numbers, inline=inline
-        )
+        engine = Engine(work, store=store, ground=ground, report=report, stop=stop, remotes=remotes, inline=inline)
         try:
             engine.run()
             if remotes is not None and _is_kept(request):
@@ -253,9 +285,14 @@ def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: thr
 def _check_outputs(request: BuildRequest) -> None:
     """Say before the build what of the outputs can not be done after it."""
     for spec in request.outputs:
-        from builder.export import check
+        from builder.export import check, splits
 
         check(spec, request.tags)
+        if len(request.platforms) > 1 and spec.type in {"local", "tar"} and not splits(spec, several=True):
+            raise BuildError(
+                f"output type={spec.type}: files of {len(request.platforms)} platforms can not lie in one place",
+                hint="leave out platform-split=false",
+            )
 
 
 def _references(request: BuildRequest) -> list[Reference]:
@@ -268,7 +305,7 @@ def _references(request: BuildRequest) -> list[Reference]:
     return list(dict.fromkeys(found))
 
 
-def _squashed(image: ImageResult, store: Store, *, exact: bool) -> ImageResult:
+def _squashed(image: ImageResult, store: Store, *, exact: bool, intermediate: bool) -> ImageResult:
     """The image with one layer above its base, in the store; the other one becomes what it was made of."""
     from builder.assembly import squashed
     from cache.compression import Compression
@@ -276,7 +313,7 @@ def _squashed(image: ImageResult, store: Store, *, exact: bool) -> ImageResult:
 
     layers = squash(store, image.layers, image.inherited, Compression("gzip", exact=exact))
     config = squashed(image, layers)
-    made = store.put_image(config, layers, parent=image.id)
+    made = store.put_image(config, layers, parent=image.id, intermediate=intermediate)
     return ImageResult(made.id, config, layers, made.manifest, image.inherited)
 
 
@@ -401,6 +438,8 @@ def prepare(
     those of another.
     """
     made = plan_of(request, parsed(contexts.source, store), contexts)
+    if request.reproducible and made.epoch is not None:
+        contexts.alter(settled(made.epoch))
     named = dict(request.build_contexts)
     errors: list[BuildError] = []
     made, found = _with_bases(made, named, store, contexts, errors, remote)
@@ -408,12 +447,22 @@ def prepare(
     images = _images(stages, made, named, store, errors, remote)
     check_steps(stages, contexts, images, errors)
     check_layers(stages, made, contexts, errors, squash=request.squash)
+    errors += emulation.check(stages, store.root / "tmp", lambda layers, path: _has_file(store, layers, path))
     raise_all(errors)
     made = _with_unmet_filters(made, request)
+    if request.reproducible:
+        made = replace(made, findings=(*made.findings, *_unsteady()))
     supplies = Supplies(request.run, request.secrets, request.ssh)
     fresh = None if request.no_cache else frozenset(name.lower() for name in request.no_cache_filter)
     use = _cache_use(made, request)
     return made, Work(stages, made.target, contexts, images, request.labels, fresh, made.epoch, supplies, use)
+
+
+def _has_file(store: Store, layers: tuple[Layer, ...], path: str) -> bool:
+    from cache.tree import Tree
+
+    tree = Tree(store, layers)
+    return tree.entry(tree.resolve(os.fsencode(path.strip("/")))) is not None
 
 
 def _cache_use(made: Plan, request: BuildRequest) -> CacheUse:
@@ -429,6 +478,22 @@ def _cache_use(made: Plan, request: BuildRequest) -> CacheUse:
     if use.from_line > lines:
         raise BuildError(f"--no-cache-from {use.from_line}: {made.dockerfile.source.name} has {lines} lines")
     return replace(use, required=use.required and frozenset(name.lower() for name in use.required))
+
+
+def _unsteady() -> list[Finding]:
+    """A finding where this Python compresses otherwise than most: its layers have other digests, with the same ids."""
+    import zlib
+
+    if "ng" not in zlib.ZLIB_RUNTIME_VERSION:
+        return []
+    return [
+        Finding(
+            "OtherZlib",
+            f"this Python has zlib-ng ({zlib.ZLIB_RUNTIME_VERSION}): the image has the same id as elsewhere, and gzip "
+            "layers of other digests",
+            hint="a Python with zlib, or an output with compression=uncompressed",
+        )
+    ]
 
 
 def _with_unmet_filters(made: Plan, request: BuildRequest) -> Plan:

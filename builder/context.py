@@ -22,6 +22,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
@@ -36,7 +37,7 @@ from cache.entries import Entry, Files, Kind
 from grammar.source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from builder.fetch import Fetcher
     from cache.digests import Digests
@@ -60,6 +61,10 @@ _KINDS_OF_CONTEXT = (
     "a folder, a URL, a git repository, docker-image://NAME, oci-layout://DIR[:TAG], docker-archive://FILE or host:"
 )
 ROOT = Entry(b"", Kind.DIRECTORY, 0o755)
+
+
+Change = Callable[[Entry], Entry]
+"""What a context shows instead of an entry: never another path, kind or content."""
 
 
 def parts_of(path: bytes) -> list[bytes]:
@@ -188,6 +193,13 @@ class Directory(View):
         self._stats: dict[bytes, os.stat_result] = {}
         self._hashes: dict[bytes, str] = {}
         self._lock = threading.RLock()
+        self._changes: list[Change] = []
+
+    def alter(self, change: Change) -> None:
+        """From now on, show each entry as `change` makes it of what it was so far."""
+        with self._lock:
+            self._changes.append(change)
+            self._listed.clear()
 
     def listing(self, directory: bytes) -> Mapping[bytes, Entry]:
         """See `View.listing`. BuildError when the directory can not be read."""
@@ -217,6 +229,8 @@ class Directory(View):
             except OSError as error:
                 raise _unreadable(place, error, self.ignore_name) from None
             if entry is not None:
+                for change in self._changes:
+                    entry = change(entry)
                 found[name] = entry
         return found
 
@@ -250,10 +264,12 @@ class Directory(View):
 
         It is made of names and of what `lstat` says, no file is read. False: something is so young that a change of it
         might leave the stamp as it is, as in `cache.digests`. None for a path that is not there, and with
-        `through_links` for a tree that has symlinks, whose targets lie elsewhere. Files that the ignore file leaves out
-        may count, too.
+        `through_links` for a tree that has symlinks, whose targets lie elsewhere; nor is there one after `alter`. Files
+        that the ignore file leaves out may count, too.
         """
         with self._lock:
+            if self._changes:
+                return None  # what is shown is not what lies there
             top = None
             if path:
                 parent, _, name = path.rpartition(b"/")
@@ -358,6 +374,23 @@ def _entry(path: bytes, place: bytes, facts: os.stat_result) -> Entry | None:
             return Entry(path, kind, mode, mtime_ns=facts.st_mtime_ns)
 
 
+def settled(seconds: int) -> Change:
+    """Leaves of times and modes what does not depend on where, when and by whom the files were brought here.
+
+    All have one time. Of modes there is left what git keeps: whether a file can be executed by its owner.
+    """
+
+    def change(entry: Entry) -> Entry:
+        mode = entry.mode
+        if entry.kind is Kind.FILE:
+            mode = 0o755 if mode & 0o100 else 0o644
+        elif entry.kind is Kind.DIRECTORY:
+            mode = 0o755
+        return replace(entry, mode=mode, mtime_ns=seconds * 10**9)
+
+    return change
+
+
 class Unpacked(View):
     """A tree held in memory, put together of entries: an archive that came over a pipe, a download, a test's files.
 
@@ -392,6 +425,12 @@ class Unpacked(View):
     def listing(self, directory: bytes) -> Mapping[bytes, Entry]:
         """See `View.listing`."""
         return self._listed.get(directory, {})
+
+    def alter(self, change: Change) -> None:
+        """See `Directory.alter`."""
+        for listed in self._listed.values():
+            for name, entry in listed.items():
+                listed[name] = change(entry)
 
     def links(self, entry: Entry) -> object | None:
         """See `Files.links`."""
@@ -534,6 +573,14 @@ class Contexts:
         self._named = dict(named)
         self._lock = threading.Lock()
         self._resources = resources
+        self._changes: list[Change] = []
+
+    def alter(self, change: Change) -> None:
+        """`Directory.alter` for every context, those too that are opened later."""
+        with self._lock:
+            self._changes.append(change)
+            for view in self._views.values():
+                _alter(view, change)
 
     def files(self, name: str = "") -> Files:
         """The context of this name, empty for the main one; opened when first asked for. BuildError if that fails."""
@@ -543,6 +590,8 @@ class Contexts:
                 if name not in self._named:
                     raise BuildError(f"there is no build context {name}")
                 found = self._views[name] = self._named[name]()
+                for change in self._changes:
+                    _alter(found, change)
             return found
 
     def close(self) -> None:
@@ -554,6 +603,11 @@ class Contexts:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _alter(files: Files, change: Change) -> None:
+    assert isinstance(files, Directory | Unpacked)
+    files.alter(change)
 
 
 def is_image(value: str) -> bool:

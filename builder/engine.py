@@ -111,12 +111,25 @@ class StageWork(Struct, frozen=True):
         return 1 + sum(lowered.step is not None for lowered in self.lowered)
 
 
+class Tally(Struct):
+    """What the builds for several platforms of one file have in common.
+
+    numbers: what events call steps by. fates: how each fared. done: keys of the steps that were done anew, which are
+    not done again for the next platform, whatever is asked of the cache.
+    """
+
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    fates: dict[int, Fate] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
+
+
 class Work(Struct, frozen=True):
     """All that is carried out, and what it draws on.
 
     stages: in the plan's order. images: those that FROM, COPY --from and mounts name, by that name. labels: of the
     command line, for the target. fresh: titles of stages whose steps are not looked up, None for all. epoch: the time
-    of everything that is made, in seconds, None for now.
+    of everything that is made, in seconds, None for now. label: what stands before the names of stages, to tell one
+    platform's from another's.
     """
 
     stages: tuple[StageWork, ...]
@@ -128,6 +141,8 @@ class Work(Struct, frozen=True):
     epoch: int | None = None
     supplies: Supplies = field(default_factory=Supplies)
     cache: CacheUse = CacheUse()
+    label: str = ""
+    tally: Tally = field(default_factory=Tally)
 
 
 class StageRun(Struct):
@@ -160,8 +175,7 @@ class StageRun(Struct):
 class Engine:
     """One build's moving parts; it lives for one call of `run`.
 
-    remotes: caches outside the store, looked into after its own. numbers: what events call steps by. inline: the
-    image carries the records of its own steps.
+    remotes: caches outside the store, looked into after its own. inline: the image carries the records of its steps.
     """
 
     def __init__(
@@ -173,7 +187,6 @@ class Engine:
         report: Reporter,
         stop: threading.Event,
         remotes: Remotes | None = None,
-        numbers: Iterator[int] | None = None,
         inline: bool = False,
     ) -> None:
         self._work = work
@@ -185,11 +198,11 @@ class Engine:
         self._stop = stop
         self._index = Index(store.database)
         self._stages = {item.plan.stage.index: StageRun(item) for item in work.stages}
-        self._numbers = numbers or itertools.count(1)
+        self._numbers = work.tally.numbers
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._made_runner: Runner | None = None
-        self._fates: dict[int, Fate] = {}
+        self._fates = work.tally.fates
         self._selections: dict[FileStep, list[Part]] = {}
         self._titles = frozenset(
             lowered.title for stage in work.stages for lowered in stage.lowered if lowered.step is not None
@@ -350,6 +363,10 @@ class Engine:
         )
         return ImageResult(image.id, stage.config, stage.layers, image.manifest, stage.inherited)
 
+    def made(self) -> tuple[tuple[str, tuple[Made, ...]], ...]:
+        """Every stage's title and what its instructions made, in the plan's order."""
+        return tuple((stage.work.plan.title, tuple(stage.made)) for stage in self._stages.values())
+
     def trail(self, index: int) -> tuple[Made, ...]:
         """All that was carried out on the way from the base image to the end of a stage, through the stages below."""
         stage = self._stages[index]
@@ -392,7 +409,7 @@ class Engine:
         self._report(
             StepStarted(
                 number,
-                stage.work.plan.title,
+                self._work.label + stage.work.plan.title,
                 stage.steps + 1,
                 stage.work.total,
                 lowered.title,
@@ -404,11 +421,11 @@ class Engine:
             parts, hidden = self._parts(stage, lowered)
             identity = key(parts, hidden=hidden)
             place = self._place(stage, lowered)
-            fresh = self._is_fresh(stage, lowered)
+            fresh = self._is_fresh(stage, lowered) and identity not in self._work.tally.done
             record, why = (None, Why("no cache")) if fresh else self._lookup(stage, identity, place, parts)
             hit = record is not None
             self._fates[number] = Fate(
-                stage.work.plan.title,
+                self._work.label + stage.work.plan.title,
                 stage.steps + 1,
                 stage.work.total,
                 lowered.instruction.span.line,
@@ -431,6 +448,7 @@ class Engine:
                                 record = self._perform(stage, lowered, number, identity, started)
                                 record = self._keep(stage, record, parts, place, fresh)
                                 stage.dirty = True
+                                self._work.tally.done.add(identity)
                                 if record.layer is not None:
                                     stage.changed = f"[{stage.work.plan.title} {stage.steps + 1}/{stage.work.total}]"
                                 self._offer(stage, record, parts, place, anew=True)
@@ -577,6 +595,9 @@ class Engine:
         chain = chain_ids(tuple(layer.diff_id for layer in stage.layers))
         parent = ("parent", chain[-1] if chain else "scratch")
         parts: list[Part] = [("platform", str(lowered.state.platform))]
+        if self._work.epoch is not None:
+            # It decides about times and, by them, about bytes.
+            parts.append(("epoch", str(self._work.epoch)))
         hidden: list[bytes] = []
         match lowered.step:
             case RunStep() as step:
@@ -687,13 +708,14 @@ class Engine:
         return Record(identity, written.layer, written.size, written.files, now, seconds)
 
     def _copy(self, stage: StageRun, step: FileStep) -> Written | None:
-
+        from cache.compression import Compression
         from cache.layers import write_changes
         from cache.tree import Tree
 
         parent = Tree(self._store, () if step.link else stage.layers)
         entries = file_steps.perform(step, self._view(step.origin), parent, self._fetcher(step), epoch=self._work.epoch)
-        return write_changes(entries, self._store, epoch=self._work.epoch)
+        epoch = self._work.epoch
+        return write_changes(entries, self._store, Compression("gzip", exact=epoch is not None), epoch)
 
     # ------------------------------------------------------------ places
 

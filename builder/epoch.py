@@ -1,8 +1,9 @@
 """SOURCE_DATE_EPOCH where it names a source and not a number: the time of that source.
 
-`context`, a named context, or a stage that does nothing but one remote ADD. A repository's time is its commit's, a
-URL's its Last-Modified, and otherwise it is that of the newest file: of the archive, or of the folder. BuildKit leaves
-the last one out: a folder's times say when it was checked out, unless somebody has set them.
+`context`, a named context, or a stage that does nothing but one remote ADD. A repository's time is its commit's, also
+that of a folder which is a checkout; a URL's its Last-Modified, and otherwise it is that of the newest file: of the
+archive, or of the folder. BuildKit leaves the folders out: their times say when they were checked out, unless somebody
+has set them.
 """
 
 from __future__ import annotations
@@ -33,13 +34,24 @@ def plan_of(request: BuildRequest, dockerfile: Dockerfile, contexts: Contexts) -
     """
     build_args = dict(request.build_args)
     named = dict(request.build_contexts)
-    allow = request.run.allow
-    made = plan(dockerfile, request.target, build_args, request.platform, list(named), allow=allow)
+
+    def planned() -> Plan:
+        return plan(
+            dockerfile,
+            request.target,
+            build_args,
+            request.platform,
+            list(named),
+            allow=request.run.allow,
+            reproducible=request.reproducible,
+        )
+
+    made = planned()
     if made.epoch_source is None:
         return made
     epoch = resolve(made.epoch_source, request.context, named, contexts)
     build_args[EPOCH] = "" if epoch is None else str(epoch)
-    return plan(dockerfile, request.target, build_args, request.platform, list(named), allow=allow)
+    return planned()
 
 
 def resolve(
@@ -73,7 +85,30 @@ def _of_context(name: str, value: str, contexts: Contexts) -> int | None:
         modified = fetcher.download(value).modified
         if modified:
             return modified
+    elif (committed := _checked_out(value)) is not None:
+        return committed
     return newest(walk(contexts.files(name)))
+
+
+def _checked_out(folder: str) -> int | None:
+    """When the commit was made that a folder of this machine is the top of a checkout of; None when it is none.
+
+    The commit object itself is read: nothing that the repository's own configuration names is started.
+    """
+    import os
+    import subprocess
+
+    if not os.path.exists(os.path.join(folder, ".git")):
+        return None
+    words = ["git", "-C", folder, "--no-replace-objects", "cat-file", "commit", "HEAD"]
+    try:
+        done = subprocess.run(words, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        return None
+    for line in done.stdout.split(b"\n\n")[0].splitlines():
+        if line.startswith(b"committer "):
+            return int(line.split()[-2])
+    return None
 
 
 def _of_url(url: str, checksum: str, fetcher: Fetcher) -> int | None:

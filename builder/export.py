@@ -29,7 +29,19 @@ from builder.archives import Member, write_tar
 from builder.errors import BuildError, UnsupportedError
 from builder.events import ExportFinished, ExportStarted, Reporter
 from cache.errors import CorruptError
-from cache.oci import INDEX, REF_NAME, Descriptor, JSONObject, Manifest, canonical, parse_json
+from cache.oci import (
+    DOCKER_INDEX,
+    INDEX,
+    REF_NAME,
+    Descriptor,
+    Index,
+    JSONObject,
+    Manifest,
+    canonical,
+    host_platform,
+    is_index,
+    parse_json,
+)
 from cache.reference import Reference
 
 if TYPE_CHECKING:
@@ -93,7 +105,7 @@ def export(
     started = time.monotonic()
     image = in_form(image, form_of(spec), store)
     try:
-        size = _write(image, spec.type, where, names, store, folder=not _flag(attributes.get("tar", "true"), "tar"))
+        size = _write(image, spec, where, names, store, folder=not _flag(attributes.get("tar", "true"), "tar"))
     except OSError as error:
         if where == "-" and isinstance(error, BrokenPipeError):
             raise  # the reader has seen enough: no mistake of anybody's
@@ -160,10 +172,7 @@ def check(spec: OutputSpec, names: Sequence[str] = ()) -> None:
             )
     if attributes.get("mode", "copy") != "copy":
         raise UnsupportedError(f"output type=local: mode={attributes['mode']} is not supported", hint="mode=copy is")
-    if _flag(attributes.get("platform-split", "false"), "platform-split"):
-        raise UnsupportedError(
-            f"output type={spec.type}: platform-split is not supported", hint="a build makes one platform"
-        )
+    splits(spec, several=False)
     form_of(spec)
     if spec.type in _KEPT:
         _check_kept(spec, names)
@@ -268,7 +277,12 @@ def in_form(image: ImageResult, form: Form | None, store: Store, *, exact: bool 
 
     if exact and form.compression is not None:
         form = replace(form, compression=replace(form.compression, exact=True))
-    return replace(image, manifest=repacked(store, image.manifest, form, image.inherited))
+    if not image.variants:
+        return replace(image, manifest=repacked(store, image.manifest, form, image.inherited))
+    variants = tuple(in_form(each, form, store, exact=exact) for each in image.variants)
+    described = tuple(replace(each.manifest, platform=each.config.platform) for each in variants)
+    index = Index(described, media_type=DOCKER_INDEX if form.docker else INDEX)
+    return replace(image, variants=variants, manifest=store.put_blob(canonical(index.to_json()), index.media_type))
 
 
 def _check_writable(dest: Path) -> None:
@@ -288,16 +302,27 @@ def _flag(text: str, name: str) -> bool:
     raise BuildError(f"output: {name}={text} is neither true nor false")
 
 
-def _write(image: ImageResult, kind: str, where: str, names: Sequence[str], store: Store, *, folder: bool) -> int:
+def splits(spec: OutputSpec, *, several: bool) -> bool:
+    """Whether the files of an image go into a folder of its platform. several: there are images of more than one."""
+    return _flag(dict(spec.attributes).get("platform-split", "true" if several else "false"), "platform-split")
+
+
+def _write(
+    image: ImageResult, spec: OutputSpec, where: str, names: Sequence[str], store: Store, *, folder: bool
+) -> int:
+    kind = spec.type
+    images = image.variants or (image,)
+    split = splits(spec, several=len(images) > 1)
+    parts = [(str(each.config.platform).replace("/", "_") if split else "", each) for each in images]
     if kind == "local":
         from builder import flatten
 
-        return flatten.to_directory(image.layers, Path(where), store)
+        return sum(flatten.to_directory(each.layers, Path(where) / name, store) for name, each in parts)
     if kind == "tar":
         from builder import flatten
 
         with sink(where) as out:
-            return flatten.to_tar(image.layers, out, store)
+            return flatten.folders_to_tar(((name, each.layers) for name, each in parts), out, store)
     members = layout_members([(image.manifest, names)], store, docker=kind == "docker")
     if folder:
         return to_folder(members, Path(where))
@@ -313,22 +338,44 @@ def layout_members(
 ) -> Iterator[Member]:
     """The files of a layout of images, each a manifest and its full names; those that say what the others are first.
 
-    docker: with `manifest.json` as `docker load` wants it. A blob that several images have is there once. Raises as
-    `Store.open_blob`.
+    docker: with `manifest.json` as `docker load` wants it, which of an index has one image: this machine's, or the
+    first. A blob that several images have is there once. Raises as `Store.open_blob`.
     """
-    manifests = [Manifest.from_json(parse_json(store.read_blob(each), "the image's manifest")) for each, _ in images]
+    found = [(each, names, _of_index(each, store)) for each, names in images]
+    manifests = {
+        one.digest: Manifest.from_json(parse_json(store.read_blob(one), "the image's manifest"))
+        for _, _, variants in found
+        for one in variants
+    }
     yield _made("oci-layout", _LAYOUT)
     yield _made("index.json", _index([entry for manifest, names in images for entry in _entries(manifest, names)]))
     if docker:
-        described = zip(manifests, (names for _, names in images), strict=True)
-        yield _made("manifest.json", canonical([_docker_entry(*each) for each in described]))
+        chosen = [(manifests[_for_here(variants).digest], names) for _, names, variants in found]
+        yield _made("manifest.json", canonical([_docker_entry(*each) for each in chosen]))
     done: set[str] = set()
-    for (described_by, _), manifest in zip(images, manifests, strict=True):
-        for blob in (described_by, manifest.config, *manifest.layers):
+    for described_by, _, variants in found:
+        blobs = [described_by]
+        for one in variants:
+            blobs += [one, manifests[one.digest].config, *manifests[one.digest].layers]
+        for blob in blobs:
             # A layer that may not be passed on is fetched by whoever runs the image.
             if blob.digest not in done and not (blob.urls and not store.has(blob.digest)):
                 done.add(blob.digest)
                 yield Member(_path(blob.digest), blob.size, open=lambda blob=blob: store.open_blob(blob))  # type: ignore[misc]
+
+
+def _of_index(descriptor: Descriptor, store: Store) -> tuple[Descriptor, ...]:
+    """The manifests of an index, those that the store has; any other descriptor itself."""
+    if not is_index(descriptor.media_type):
+        return (descriptor,)
+    index = Index.from_json(parse_json(store.read_blob(descriptor), "the index"))
+    return tuple(each for each in index.manifests if store.holds(each))
+
+
+def _for_here(manifests: Sequence[Descriptor]) -> Descriptor:
+    here = host_platform().architecture
+    alike = [each for each in manifests if each.platform is not None and each.platform.architecture == here]
+    return (alike or list(manifests))[0]
 
 
 def _made(name: str, data: bytes) -> Member:

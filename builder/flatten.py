@@ -12,14 +12,14 @@ from msgspec.structs import replace
 
 from builder.errors import BuildError
 from cache.disk import Dialect
-from cache.entries import Kind
+from cache.entries import Entry, Kind
 from cache.layers import apply, pack, unpacked
 from cache.removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cache.entries import Entry, Files
+    from cache.entries import Files
     from cache.oci import Layer
     from cache.store import Store
 
@@ -130,6 +130,11 @@ def _size(path: Path) -> int:
 
 def to_tar(layers: tuple[Layer, ...], out: BinaryIO, store: Store) -> int:
     """Write the files of `layers` to `out` as a tar, sorted, with their owners; how many bytes."""
+    return folders_to_tar([("", layers)], out, store)
+
+
+def folders_to_tar(parts: Iterable[tuple[str, tuple[Layer, ...]]], out: BinaryIO, store: Store) -> int:
+    """The same for several images. parts: folders of the tar, empty for its top, and the layers that go into each."""
     from cache.tree import Tree
 
     total = 0
@@ -139,10 +144,23 @@ def to_tar(layers: tuple[Layer, ...], out: BinaryIO, store: Store) -> int:
         total += len(data)
         out.write(data)
 
-    tree = Tree(store, layers)
-    for _ in pack(linked(tree.walk(), tree), add):
+    def entries() -> Iterator[Entry]:
+        for folder, layers in parts:
+            tree = Tree(store, layers)
+            found = linked(tree.walk(), tree)
+            if folder:
+                yield Entry(folder.encode(), Kind.DIRECTORY, 0o755)
+            yield from (_below(folder.encode(), entry) for entry in found) if folder else found
+
+    for _ in pack(entries(), add):
         pass
     return total
+
+
+def _below(folder: bytes, entry: Entry) -> Entry:
+    """The entry in a folder."""
+    target = folder + b"/" + entry.target if entry.kind is Kind.HARDLINK else entry.target
+    return replace(entry, path=folder + b"/" + entry.path, target=target)
 
 
 def linked(entries: Iterable[Entry], files: Files) -> Iterator[Entry]:

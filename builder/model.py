@@ -148,8 +148,10 @@ class BuildRequest(Struct, frozen=True):
     """All that one build was asked to do; it stops at the engine, no room below receives it.
 
     context: a folder's path, `-`, or a URL. file: the Dockerfile's path, `-`, or empty for the context's own.
-    squash: one layer of all that the build adds to its base. pull: when registries are asked for bases: missing (in the
-    store), always, never.
+    squash: one layer of all that the build adds to its base. reproducible: what is made depends on nothing of this
+    machine, this user and this moment, as far as it is the builder's. platforms: two or more, for an index of an image
+    for each; `platform` is the first of them then. pull: when registries are asked for bases: missing (in the store),
+    always, never.
     """
 
     context: str = "."
@@ -160,6 +162,7 @@ class BuildRequest(Struct, frozen=True):
     build_contexts: tuple[tuple[str, str], ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     platform: Platform | None = None
+    platforms: tuple[Platform, ...] = ()
     no_cache: bool = False
     no_cache_filter: frozenset[str] = frozenset()
     outputs: tuple[OutputSpec, ...] = ()
@@ -173,6 +176,7 @@ class BuildRequest(Struct, frozen=True):
     cache_to: tuple[CachePlace, ...] = ()
     pull: str = "missing"
     squash: bool = False
+    reproducible: bool = False
 
 
 # ---------------------------------------------------------------- planned
@@ -225,7 +229,8 @@ class Scope(Struct, frozen=True):
     how messages call each stage, by index. contexts: named contexts, by familiar image name, as the user wrote them.
     build_args: `--build-arg`. global_args: the ARGs before the first FROM and the predefined ones, with their values.
     platform: what is asked of the stage. forced_platform: what the image has to bear, whatever its base was made for;
-    set for the target when the user asked for a platform. allow: entitlements granted, such as network.host.
+    set for the target when the user asked for a platform. allow: entitlements granted, such as network.host. epoch: a
+    SOURCE_DATE_EPOCH that every RUN sees, declared or not.
     """
 
     source: Source
@@ -239,6 +244,7 @@ class Scope(Struct, frozen=True):
     forced_platform: Platform | None = None
     allow: frozenset[str] = frozenset()
     escape: str = "\\"
+    epoch: int | None = None
 
     def of(self, source: Source) -> Scope:
         """The same scope for instructions of another text: a trigger that a base image carries."""
@@ -500,7 +506,8 @@ class Lowered(Struct, frozen=True):
 class ImageResult(Struct, frozen=True):
     """A finished image: its config, layers and blobs, all of them in the store.
 
-    inherited: so many of the lowest layers are those of the base.
+    inherited: so many of the lowest layers are those of the base. variants: the images of an index, one for each
+    platform; `id` and `manifest` are then the index's, the rest is the first one's.
     """
 
     id: Digest
@@ -508,6 +515,7 @@ class ImageResult(Struct, frozen=True):
     layers: tuple[Layer, ...]
     manifest: Descriptor
     inherited: int = 0
+    variants: tuple[ImageResult, ...] = ()
 
 
 class BuildResult(Struct, frozen=True):

@@ -30,6 +30,9 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 """Build arguments that a RUN sees without an ARG, in either case."""
 
 EPOCH = "SOURCE_DATE_EPOCH"
+FIRST = 315532800
+"""The time of a build that is to be reproducible where nothing says another: 1980, before which a zip has no times."""
+
 HOSTNAME = "BUILDKIT_SANDBOX_HOSTNAME"
 KEEP_GIT_DIR = "BUILDKIT_CONTEXT_KEEP_GIT_DIR"
 
@@ -70,12 +73,14 @@ def plan(
     *,
     build_platform: Platform | None = None,
     allow: Collection[str] = (),
+    reproducible: bool = False,
 ) -> Plan:
     """The plan of a build. Equal arguments give equal plans.
 
     target: a stage's name, in any case; empty for the last stage. platform: what `--platform` says; None for the
     machine's own, in which case the image bears the platform of its base. contexts: the names of named contexts.
-    build_platform: the platform of this machine, found out when None. allow: granted entitlements.
+    build_platform: the platform of this machine, found out when None. allow: granted entitlements. reproducible: there
+    is an epoch in any case, and RUNs see it.
 
     Raises BuildError, or BuildErrors when several independent things are wrong.
     """
@@ -90,6 +95,8 @@ def plan(
     global_args = _global_args(dockerfile, predefined, build_args)
     known_contexts = {familiar(name): name for name in contexts if familiar(name)}
     epoch, epoch_source = _epoch(dockerfile, build_args, global_args, known_contexts)
+    if reproducible and epoch is None and epoch_source is None:
+        epoch = FIRST
     titles = tuple(stage.name or f"stage-{stage.index}" for stage in stages)
     scope = Scope(
         source=dockerfile.source,
@@ -102,6 +109,7 @@ def plan(
         platform=wanted,
         allow=frozenset(allow),
         escape=dockerfile.directives.escape,
+        epoch=epoch if reproducible else None,
     )
     findings: list[Finding] = []
     errors: list[BuildError] = []

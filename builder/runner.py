@@ -17,13 +17,14 @@ from builder.errors import RunError
 from builder.handlers import files as file_steps
 from builder.handlers.process import Surroundings, describe
 from builder.model import CacheMount, FileStep, Origin, PathSource
-from cache.entries import Kind
+from cache.compression import Compression
+from cache.entries import Entry, Kind
 from cache.layers import apply, write_changes
 from cache.tree import Tree
 from grammar.source import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from builder.executors import Executor
     from builder.model import RunStep, Supplies
@@ -106,8 +107,13 @@ class Runner:
                     folder = folders.get(mount.target) if isinstance(mount, CacheMount) else None
                     if isinstance(mount, CacheMount) and not mount.readonly and isinstance(folder, Path):
                         self._remotes.mounted(mount.id, folder)
-            written = write_changes(working.changes(), self._store, epoch=self._epoch)
-            if written is not None:
+            compression = Compression("gzip", exact=self._epoch is not None)
+            changes = working.changes()
+            if self._epoch is not None:
+                changes = spelled_out(changes, Tree(self._store, layers))
+            written = write_changes(changes, self._store, compression, self._epoch)
+            # The root has other times than the layer says, and the next RUN is not to see them.
+            if written is not None and self._epoch is None:
                 working.commit(written)
             return written
 
@@ -135,6 +141,7 @@ class Runner:
             if place is None:
                 place = self._scratch() / str(len(self._copies))
                 place.mkdir()
+                place.chmod(0o755)  # mkdir's mode is the umask's
                 self._seed(origin, path, place)
                 self._copies[origin, inside] = place
         single = entry is not None and entry.kind is not Kind.DIRECTORY
@@ -143,7 +150,10 @@ class Runner:
     def _seed(self, origin: Origin, path: str, folder: Path) -> None:
         """Copy what lies below `path` of an origin into a folder of this machine."""
         step = FileStep(origin, (PathSource(path, _NOWHERE),), "/", into=True)
-        apply(file_steps.perform(step, self._view(origin), Tree(self._store, ())), folder, self._snapshots.dialect)
+        entries = file_steps.perform(step, self._view(origin), Tree(self._store, ()), epoch=self._epoch)
+        apply(entries, folder, self._snapshots.dialect)
+        if self._epoch is not None:
+            os.utime(folder, (self._epoch, self._epoch))
 
     def _scratch(self) -> Path:
         if not self._copies:
@@ -155,6 +165,27 @@ class Runner:
             self._opened.callback(remove_tree, Path(place))
             self._place = Path(place)
         return self._place
+
+
+def spelled_out(entries: Iterable[Entry], parent: Files) -> Iterator[Entry]:
+    """The entries, with each deletion by its name in the place of opaque directories, in the order of a walk.
+
+    So every tier says the same of the same changes: one that compares what was there with what is there knows nothing
+    of a directory that was removed and made anew.
+    """
+    found = {(entry.path, entry.kind is Kind.OPAQUE): entry for entry in entries}
+    opaque = [path for path, is_opaque in found if is_opaque]
+    for path in opaque:
+        del found[path, True]
+    waiting = list(opaque)
+    while waiting:
+        for below in parent.children(waiting.pop()):
+            there = found.get((below.path, False))
+            if there is None:
+                found[below.path, False] = Entry(below.path, Kind.WHITEOUT)
+            elif there.kind is below.kind is Kind.DIRECTORY:
+                waiting.append(below.path)
+    yield from sorted(found.values(), key=lambda entry: entry.path.split(b"/")) if opaque else found.values()
 
 
 def _resolv_conf() -> bytes:

@@ -430,9 +430,10 @@ class _Display:
     def planned(self, event: BuildPlanned) -> None:
         """Take the totals. A lone stage without a name needs none in front of its steps."""
         stages = event.plan.stages
-        self.single = len(stages) == 1 and not stages[0].stage.name
+        # One for each platform comes before the first step.
+        self.single = not self.total and len(stages) == 1 and not stages[0].stage.name
         # FROM is counted in `[2/5]`, and is no step of its own to wait for.
-        self.total = sum(count - 1 for _, count in event.totals)
+        self.total += sum(count - 1 for _, count in event.totals)
 
     def begin(self, event: StepStarted) -> _StepView:
         """Know a step from now on."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, cast
 from msgspec import Struct
 
 from cache.errors import CorruptError
+from cache.limits import LimitError, limits
 from cache.oci import LAYER, LAYER_GZIP, LAYER_ZSTD
 
 if TYPE_CHECKING:
@@ -124,30 +125,34 @@ def compressed(stream: BinaryIO) -> bool:
     return _format(head) != ""
 
 
-def decompressed(stream: BinaryIO) -> BinaryIO:
+def decompressed(stream: BinaryIO, *, trusted: bool = False) -> BinaryIO:
     """The plain bytes of `stream`, from its position on. Closing it does not close `stream`.
+
+    trusted: they are not measured: see `cache.limits`.
 
     Reading raises CorruptError where the data are damaged or end too early; opening raises StoreError where a format
     can not be read here.
     """
     head = _read_up_to(stream, 6)
-    whole = cast("BinaryIO", _Joined(head, stream))
+    joined = _Joined(head, stream)
+    whole = cast("BinaryIO", joined)
+    measure = None if trusted else joined
     match _format(head):
         case "gzip":
             from isal import igzip
 
             decoder = cast("BinaryIO", igzip.GzipFile(fileobj=whole, mode="rb"))  # type: ignore[no-untyped-call]
-            return cast("BinaryIO", _Decoded(decoder, "gzip"))
+            return cast("BinaryIO", _Decoded(decoder, "gzip", measure))
         case "zstd":
-            return cast("BinaryIO", _Decoded(_unzstd(whole), "zstd"))
+            return cast("BinaryIO", _Decoded(_unzstd(whole), "zstd", measure))
         case "bzip2":
             import bz2
 
-            return cast("BinaryIO", _Decoded(cast("BinaryIO", bz2.BZ2File(whole)), "bzip2"))
+            return cast("BinaryIO", _Decoded(cast("BinaryIO", bz2.BZ2File(whole)), "bzip2", measure))
         case "xz":
             import lzma
 
-            return cast("BinaryIO", _Decoded(cast("BinaryIO", lzma.LZMAFile(whole)), "xz"))
+            return cast("BinaryIO", _Decoded(cast("BinaryIO", lzma.LZMAFile(whole)), "xz", measure))
         case _:
             return whole
 
@@ -176,11 +181,17 @@ class _Joined(io.RawIOBase):
     def __init__(self, head: bytes, stream: BinaryIO) -> None:
         self._head = head
         self._stream = stream
+        self.taken = 0
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int | None = -1) -> bytes:
+        data = self._read(size)
+        self.taken += len(data)
+        return data
+
+    def _read(self, size: int | None) -> bytes:
         if self._head:
             if size is None or size < 0:
                 data = self._head + self._stream.read()
@@ -206,18 +217,26 @@ class _Joined(io.RawIOBase):
 
 
 class _Decoded(io.RawIOBase):
-    """A decoder's bytes, its many kinds of errors made one."""
+    """A decoder's bytes, its many kinds of errors made one. packed: what it reads, which they are measured by."""
 
-    def __init__(self, decoder: BinaryIO, name: str) -> None:
+    def __init__(self, decoder: BinaryIO, name: str, packed: _Joined | None) -> None:
         self._decoder = decoder
         self._name = name
+        self._packed = packed
+        self._made = 0
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int | None = -1) -> bytes:
         try:
-            return self._decoder.read(-1 if size is None else size)
+            data = self._decoder.read(-1 if size is None else size)
+            self._made += len(data)
+            if self._packed is not None:
+                limits().measure(self._made, self._packed.taken)
+            return data
+        except LimitError:
+            raise
         except (EOFError, zlib.error, ValueError) as error:
             raise self._corrupt(error) from None
         except OSError as error:

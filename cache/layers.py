@@ -30,6 +30,7 @@ from cache.contents import PIECE, Pieces, chunks
 from cache.disk import Dialect, apply, kept, portable_capability
 from cache.entries import Entry, Kind
 from cache.errors import CorruptError, StoreError
+from cache.limits import HEADER, LimitError, check_path, check_xattrs, limits
 from cache.oci import Descriptor, Digest, Layer
 
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ class _Sink:
 # ---------------------------------------------------------------- reading
 
 
-def read(stream: BinaryIO) -> Iterator[Entry]:
+def read(stream: BinaryIO, *, trusted: bool = False) -> Iterator[Entry]:
     """The entries of a layer's or a root file system's tar, compressed or not, in their order.
 
     Deletion markers come as WHITEOUT and OPAQUE. Names are cleaned of `./` and leading slashes. What lies below a
@@ -315,9 +316,9 @@ def read(stream: BinaryIO) -> Iterator[Entry]:
     A FILE's content can be read until the next entry is asked for, once.
 
     Raises CorruptError, when it gets there, for `..` in a name or a hardlink's target, and for what is no tar or ends
-    too early. An empty stream is an empty layer.
+    too early; LimitError for what goes beyond the limits, but when it is trusted. An empty stream is an empty layer.
     """
-    source = _Source(decompressed(stream))
+    source = _Source(decompressed(stream, trusted=trusted))
     first = source.peek()
     if not first:
         return
@@ -327,8 +328,16 @@ def read(stream: BinaryIO) -> Iterator[Entry]:
         )
         info = archive.firstmember  # type: ignore[attr-defined]
         links = _Links()
+        allowed, count, size = limits(), 0, 0
         while info is not None:
-            entry = _entry(info, source, links)
+            if not trusted:
+                count += 1
+                allowed.count(count)
+                # Of a sparse file most is not in the archive; the rest has been measured, or is as long as it says.
+                if info.issparse():
+                    size += info.size
+                    allowed.measure(size, archive.offset)
+            entry = _entry(info, source, links, trusted=trusted)
             if entry is not None:
                 yield entry
             source.seek(archive.offset)
@@ -346,9 +355,11 @@ def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
         return None
 
 
-def _entry(info: tarfile.TarInfo, source: _Source, links: _Links) -> Entry | None:
+def _entry(info: tarfile.TarInfo, source: _Source, links: _Links, *, trusted: bool) -> Entry | None:
     """One member as an entry; None for what only belongs to the archive."""
     path = _clean(info.name.encode("utf-8", "surrogateescape"), "name")
+    if not trusted:
+        check_path(path, "name")
     parent, _, name = path.rpartition(b"/")
     parent = links.resolve(parent)
     path = parent + b"/" + name if parent else name
@@ -370,6 +381,8 @@ def _entry(info: tarfile.TarInfo, source: _Source, links: _Links) -> Entry | Non
         content = _Member(source, info, path)
     elif kind is Kind.SYMLINK:
         target = info.linkname.encode("utf-8", "surrogateescape")
+        if not trusted:
+            check_path(target, "symlink's target")
     elif kind is Kind.HARDLINK:
         target = _clean(info.linkname.encode("utf-8", "surrogateescape"), "hardlink target")
         folder, _, last = target.rpartition(b"/")
@@ -443,13 +456,15 @@ def _xattrs(headers: Mapping[str, str]) -> tuple[tuple[str, bytes], ...]:
         for key, value in headers.items()
         if key.startswith(_XATTR)
     ]
-    return tuple(
+    attributes = tuple(
         sorted(
             (key, portable_capability(value) if key == "security.capability" else value)
             for key, value in found
             if kept(key)
         )
     )
+    check_xattrs(attributes)
+    return attributes
 
 
 class _Links:
@@ -516,7 +531,9 @@ class _Source:
         return self._buffer
 
     def read(self, size: int) -> bytes:
-        """`size` bytes, fewer only at the end."""
+        """`size` bytes, fewer only at the end. What is read so is a header; contents come in pieces."""
+        if size > HEADER:
+            raise LimitError(f"a header in it has {size} bytes")
         end = self._at + size
         if end <= len(self._buffer):
             data = self._buffer[self._at : end]
@@ -631,12 +648,13 @@ class Unpacked:
 
     Another thread reads ahead, unpacks and hashes. After the last entry the digests of the blob and of the unpacked
     bytes are checked: CorruptError from the iterator's end when one is not what it should be. So whatever was made of
-    the entries counts only then.
+    the entries counts only then. A layer that has no listing yet was made by somebody else and is read within limits.
     """
 
     def __init__(self, store: Store, layer: Layer) -> None:
         self._layer = layer
-        self._ahead = _Ahead(store.open_blob(layer.descriptor))
+        self._trusted = has_listing(store, layer.diff_id)
+        self._ahead = _Ahead(store.open_blob(layer.descriptor), self._named, trusted=self._trusted)
 
     def __enter__(self) -> Self:
         return self
@@ -653,7 +671,10 @@ class Unpacked:
     @property
     def entries(self) -> Iterator[Entry]:
         """See the class."""
-        yield from read(cast("BinaryIO", self._ahead))
+        try:
+            yield from read(cast("BinaryIO", self._ahead), trusted=self._trusted)
+        except LimitError as error:
+            raise self._named(error) from None
         while self._ahead.read(PIECE):
             pass
         found = self._ahead.digest
@@ -661,6 +682,11 @@ class Unpacked:
             raise CorruptError(
                 f"the layer {self._layer.descriptor.digest} unpacks to {found} instead of {self._layer.diff_id}"
             )
+
+    def _named(self, error: LimitError) -> LimitError:
+        """The error with the layer's name in it, once."""
+        start = f"the layer {self._layer.descriptor.digest}: "
+        return error if error.message.startswith(start) else LimitError(start + error.message, error.hint)
 
 
 def unpacked(store: Store, layer: Layer) -> Unpacked:
@@ -671,8 +697,10 @@ def unpacked(store: Store, layer: Layer) -> Unpacked:
 class _Ahead(io.RawIOBase):
     """A blob, unpacked and hashed by a thread that is a few pieces ahead."""
 
-    def __init__(self, blob: BinaryIO) -> None:
+    def __init__(self, blob: BinaryIO, named: Callable[[LimitError], LimitError], *, trusted: bool) -> None:
         self._blob = blob
+        self._named = named
+        self._trusted = trusted
         self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_QUEUED)
         self._hash = hashlib.sha256()
         self._rest = b""
@@ -718,7 +746,7 @@ class _Ahead(io.RawIOBase):
 
     def _work(self) -> None:
         try:
-            with decompressed(self._blob) as plain:
+            with decompressed(self._blob, trusted=self._trusted) as plain:
                 while not self._stopped and (data := plain.read(PIECE)):
                     self._hash.update(data)
                     self._queue.put(data)
@@ -726,6 +754,8 @@ class _Ahead(io.RawIOBase):
             while not self._stopped and self._blob.read(PIECE):
                 pass
             self._queue.put(b"")
+        except LimitError as error:
+            self._queue.put(self._named(error))
         except BaseException as error:  # raised again in the thread that reads
             self._queue.put(error)
 

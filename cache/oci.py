@@ -89,6 +89,11 @@ _MACHINES = {
 }  # fmt: skip
 
 
+def is_index(media_type: str) -> bool:
+    """Whether it is that of an index, OCI's or Docker's: images of several platforms."""
+    return media_type in {INDEX, DOCKER_INDEX}
+
+
 def host_platform() -> Platform:
     """The platform of this machine."""
     machine = os.uname().machine
@@ -203,12 +208,13 @@ class Index(Struct, frozen=True):
 
     manifests: tuple[Descriptor, ...]
     annotations: tuple[tuple[str, str], ...] = ()
+    media_type: str = INDEX
 
     def to_json(self) -> JSONObject:
         """The index as the spec writes it."""
         document: JSONObject = {
             "schemaVersion": 2,
-            "mediaType": INDEX,
+            "mediaType": self.media_type,
             "manifests": [manifest.to_json() for manifest in self.manifests],
         }
         if self.annotations:
@@ -222,6 +228,7 @@ class Index(Struct, frozen=True):
         return Index(
             manifests=tuple(Descriptor.from_json(item) for item in _list(table, "manifests")),
             annotations=_strings(table, "annotations"),
+            media_type=str(table.get("mediaType") or INDEX),
         )
 
 

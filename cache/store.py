@@ -54,9 +54,12 @@ from cache.oci import (
     JSONObject,
     Layer,
     Manifest,
+    Platform,
     canonical,
     chain_ids,
     digest_of,
+    host_platform,
+    is_index,
     parse_json,
 )
 from cache.reference import Reference, familiar_name
@@ -272,6 +275,11 @@ class Store:
         Its bytes, so its id and digest, stay as they were. Idempotent. Raises NotFoundError for a missing blob and
         CorruptError for a manifest or config that is none.
         """
+        if is_index(manifest.media_type):
+            index = Index.from_json(parse_json(self.read_blob(manifest), "the index"))
+            # Of a sparse copy some are missing, and some are no images of any machine: attestations.
+            there = [each for each in index.manifests if self.holds(each) and _is_image(each)]
+            return self._keep_index(manifest, [self.adopt(replace(each, platform=None)) for each in there])
         document = Manifest.from_json(parse_json(self.read_blob(manifest), "the manifest"))
         config = ImageConfig.from_json(parse_json(self.read_blob(document.config), "the image config"))
         if len(config.diff_ids) != len(document.layers):
@@ -279,6 +287,33 @@ class Store:
                 f"the manifest {manifest.digest} has {len(document.layers)} layers, its config {len(config.diff_ids)}"
             )
         return self._keep(document.config.digest, manifest, config, document.layers, None, False, ())
+
+    def put_index(self, images: Sequence[Image]) -> Image:
+        """Keep an index of images that the store has, one for each platform: an image whose id is the index's digest.
+
+        What it is made of is listed with it and not by itself, unless it has names of its own, and lives as long.
+        `config`, `layers` and `manifest` of it are those of the image that `chosen` gives. Idempotent.
+        """
+        described = tuple(replace(each.manifest, platform=self.config(each).platform) for each in images)
+        found = self.put_blob(canonical(Index(described).to_json()), INDEX)
+        return self._keep_index(found, images)
+
+    def variants(self, image: Image) -> tuple[tuple[Platform | None, Image], ...]:
+        """Platform and image of each entry of an index, those that the store has; of no index, none."""
+        if not is_index(image.manifest.media_type):
+            return ()
+        index = Index.from_json(parse_json(self.read_blob(image.manifest), "the index"))
+        known = {each.manifest.digest: each for each in self._images(_OF_INDEX, (image.id,))}
+        return tuple((each.platform, known[each.digest]) for each in index.manifests if each.digest in known)
+
+    def chosen(self, image: Image) -> Image:
+        """Of an index the image for this machine, or its first one; any other image itself."""
+        variants = self.variants(image)
+        if not variants:
+            return image
+        here = host_platform()
+        alike = [found for platform, found in variants if platform and platform.architecture == here.architecture]
+        return alike[0] if alike else variants[0][1]
 
     def image(self, name_or_id: str) -> Image:
         """The image of this name (any spelling), id, or beginning of an id.
@@ -299,7 +334,7 @@ class Store:
 
     def manifest(self, image: Image) -> Manifest:
         """The image's manifest, verified."""
-        return Manifest.from_json(parse_json(self.read_blob(image.manifest), "the manifest"))
+        return Manifest.from_json(parse_json(self.read_blob(self.chosen(image).manifest), "the manifest"))
 
     def config(self, image: Image) -> ImageConfig:
         """The image's config, verified."""
@@ -458,6 +493,42 @@ class Store:
                 "INSERT OR IGNORE INTO needs VALUES (?, ?)", [(number, numbers[n]) for n in needs if n in numbers]
             )
             return self._images("WHERE i.number = ?", (number,))[0]
+
+    def _keep_index(self, manifest: Descriptor, images: Sequence[Image]) -> Image:
+        self.ready()
+        if not images:
+            raise NotFoundError(f"the store has none of the images of the index {manifest.digest}")
+        with self.database.transaction() as connection:
+            if not self.has(manifest.digest):
+                raise NotFoundError(f"the store has no blob {manifest.digest}")
+            known = connection.execute("SELECT number FROM images WHERE id = ?", (manifest.digest,)).fetchone()
+            numbers = {
+                connection.execute("SELECT number FROM images WHERE id = ?", (each.id,)).fetchone()[0]
+                for each in images
+            }
+            if known is None:
+                sizes = (
+                    "SELECT l.digest, l.size FROM image_layers i JOIN layers l ON l.number = i.layer WHERE i.image = ?"
+                )
+                layers = {row for number in numbers for row in connection.execute(sizes, (number,))}
+                connection.execute(
+                    "INSERT INTO images (id, manifest, manifest_size, manifest_type, platform, created, size, "
+                    "intermediate) VALUES (?, ?, ?, ?, '', ?, ?, 0)",
+                    (
+                        *(manifest.digest, manifest.digest, manifest.size, manifest.media_type),
+                        *(max(each.created for each in images), sum(size for _, size in layers)),
+                    ),
+                )
+                known = connection.execute("SELECT number FROM images WHERE id = ?", (manifest.digest,)).fetchone()
+            connection.execute("UPDATE images SET intermediate = 0 WHERE number = ?", known)
+            for number in numbers:
+                connection.execute("INSERT OR IGNORE INTO needs VALUES (?, ?)", (*known, number))
+                connection.execute(
+                    "UPDATE images SET intermediate = 1 WHERE number = ? AND number NOT IN (SELECT image FROM names)",
+                    (number,),
+                )
+            self.list_changed(connection)
+            return self._images("WHERE i.number = ?", known)[0]
 
     def _put_rows(
         self,
@@ -816,6 +887,14 @@ def oci_typed(descriptor: Descriptor) -> Descriptor:
     """A layer of a Docker image as an OCI manifest may name it."""
     other = _OCI_TYPES.get(descriptor.media_type)
     return descriptor if other is None else replace(descriptor, media_type=other)
+
+
+_OF_INDEX = "WHERE i.number IN (SELECT needed FROM needs n JOIN images x ON x.number = n.image WHERE x.id = ?)"
+
+
+def _is_image(descriptor: Descriptor) -> bool:
+    """Whether an entry of an index is an image: BuildKit's attestations are for a platform that no machine has."""
+    return descriptor.platform is None or descriptor.platform.os != "unknown"
 
 
 def _index(manifests: Iterable[JSONObject]) -> bytes:

@@ -172,6 +172,8 @@ def _latest(hour: int) -> float:
 _KEPT = """
     WITH RECURSIVE kept (number) AS (
         SELECT number FROM images WHERE intermediate = 0
+        UNION SELECT n.needed FROM needs n JOIN images x ON x.number = n.image
+              WHERE x.intermediate = 0 AND x.id = x.manifest
         UNION SELECT images.parent FROM images JOIN kept ON kept.number = images.number WHERE parent IS NOT NULL
     )
 """

@@ -15,8 +15,8 @@ hypothesis.settings.register_profile("pybuild", deadline=None, database=None, pr
 hypothesis.settings.load_profile("pybuild")
 
 _OURS = (
-    "PYBUILD_ROOT", "PYBUILD_DEBUG", "BUILDKIT_PROGRESS", "SOURCE_DATE_EPOCH", "NO_COLOR", "DOCKER_HOST",
-    "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR",
+    "PYBUILD_ROOT", "PYBUILD_DEBUG", "PYBUILD_LIMITS", "BUILDKIT_PROGRESS", "SOURCE_DATE_EPOCH", "NO_COLOR",
+    "DOCKER_HOST", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR",
 )  # fmt: skip
 
 

@@ -51,6 +51,7 @@ COMMANDS = {
     "login": ("builder.cli.registries", "login", "Give the credentials for a registry"),
     "logout": ("builder.cli.registries", "logout", "Forget the credentials for a registry"),
     "info": ("builder.cli.about", "info", "Show the store, the tier of RUN, and what this machine has"),
+    "verify": ("builder.cli.verify", "verify", "Build twice, and tell where the two images differ"),
     "version": ("builder.cli.about", "version", "Show the version"),
 }
 """name: (module, function, summary). The function's Command is the module's value of the same name in capitals."""

@@ -74,7 +74,10 @@ BUILD = Command(
         ),
         Flag("key-secrets", "do a RUN anew when a secret that it mounts has another value than before"),
         Flag("explain", "below each step that is not in the cache, every part that changed, old and new"),
-        Flag("platform", "the platform to build for", value="OS/ARCH"),
+        Flag("platform", "the platform to build for; several for an index of images", value="OS/ARCH,...", many=True),
+        Flag(
+            "reproducible", "let nothing of this machine, user and moment into the image; SOURCE_DATE_EPOCH is its time"
+        ),
         Flag("squash", "make one layer of all that the build adds to its base; the cache keeps the steps"),
         Flag(
             "output",
@@ -222,20 +225,23 @@ def build(given: Given, around: Surroundings) -> int:
 
 def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
     """Print the plan and the lowered steps. Needs no tier; all that it may write are bases that the store takes in."""
-    from builder.build import open_request, prepare, remote_of
+    from builder.build import open_request, prepare_each, remote_of
     from builder.cli.outline import outline
     from builder.survey import examine
     from builder.terminal import render_finding
 
     with open_store(given, around.environ) as store, open_request(request, store, around.stdin) as contexts:
         registries = functools.cache(lambda: open_registries(given, around.environ))
-        remote = remote_of(request, store, registries, lambda _: None)
-        plan, work = prepare(request, store, contexts, remote)
-        examined = examine(plan, work.stages, contexts, request.lint.settings)
-    around.say(outline(plan, work.stages).rstrip("\n"))
-    for finding in examined.all:
+        jobs = prepare_each(request, store, contexts, remote_of(request, store, registries, lambda _: None))
+        examined = [examine(plan, work.stages, contexts, request.lint.settings) for plan, work in jobs]
+    for plan, work in jobs:
+        if len(jobs) > 1:
+            around.say(f"{plan.platform}:")
+        around.say(outline(plan, work.stages).rstrip("\n"))
+    for finding in dict.fromkeys(finding for each in examined for finding in each.all):
         print(render_finding(finding, colour=around.colour(around.stderr)), end="", file=around.stderr)
-    examined.enforce()
+    for each in examined:
+        each.enforce()
     return 0
 
 
@@ -262,6 +268,7 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
             "the context and the Dockerfile can not both come from standard input",
             hint="pybuild - < Dockerfile builds without a context; pybuild -f - . has one",
         )
+    platforms = platforms_of(given.all("platform"))
     if not context:
         raise UsageError("the context is empty", hint="`.` is the current folder")
     return BuildRequest(
@@ -272,7 +279,8 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         build_args=build_args(given.all("build-arg"), environ),
         build_contexts=tuple(named_context(text) for text in given.all("build-context")),
         labels=tuple(_label(text) for text in given.all("label")),
-        platform=platform_of(given.one("platform")),
+        platform=platforms[0] if platforms else None,
+        platforms=platforms if len(platforms) > 1 else (),
         no_cache=given.on("no-cache"),
         no_cache_filter=frozenset(
             name for text in given.all("no-cache-filter") for name in fields(text, "no-cache-filter") if name
@@ -296,6 +304,7 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         cache_to=_places(given, "cache-to"),
         pull=_pull_flag(given),
         squash=given.on("squash"),
+        reproducible=given.on("reproducible"),
     )
 
 
@@ -578,6 +587,12 @@ def _label(text: str) -> tuple[str, str]:
     return name, value
 
 
+def platforms_of(texts: Iterable[str]) -> tuple[Platform, ...]:
+    """The platforms of --platform, in order, each once."""
+    names = [name.strip() for text in texts for name in fields(text, "platform") if name.strip()]
+    return tuple(dict.fromkeys(found for name in names if (found := platform_of(name)) is not None))
+
+
 def platform_of(text: str) -> Platform | None:
     """--platform's value in normal form; None when it was not given."""
     if not text:
@@ -621,7 +636,7 @@ def _write_results(given: Given, result: BuildResult) -> None:
 
         manifest = result.image.manifest
         document = {
-            "containerimage.config.digest": result.image.id,
+            **({} if result.image.variants else {"containerimage.config.digest": result.image.id}),
             "containerimage.descriptor": manifest.to_json(),
             "containerimage.digest": manifest.digest,
             "image.name": ",".join(result.names),

@@ -299,7 +299,19 @@ def _document(store: Store, image: Image) -> dict[str, Any]:
         "Size": image.size,
         "RootFS": {"Type": "layers", "Layers": list(config.diff_ids)},
         "Descriptor": image.manifest.to_json(),
+        **_manifests(store, image),
     }
+
+
+def _manifests(store: Store, image: Image) -> dict[str, Any]:
+    """Of an index, what is in it; the rest of the document tells of the image for this machine, or the first one."""
+    from msgspec.structs import replace
+
+    found = [
+        {"ID": each.id, "Descriptor": replace(each.manifest, platform=platform).to_json(), "Size": each.size}
+        for platform, each in store.variants(image)
+    ]
+    return {"Manifests": found} if found else {}
 
 
 def _for_template(document: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from builder.cli.failure import StoreUnusableError
-from builder.cli.flags import Flag
-from builder.cli.surroundings import store_root
+from builder.cli.flags import Flag, UsageError
+from builder.cli.surroundings import LIMITS, store_root
 from cache.errors import StoreError
 
 if TYPE_CHECKING:
@@ -63,6 +63,13 @@ def open_store(given: Given, environ: Mapping[str, str]) -> Store:
     """The store that flags and environment say. StoreUnusableError when it can not be used."""
     from cache.store import Store
 
+    if environ.get(LIMITS):
+        from cache.limits import limit
+
+        try:
+            limit(environ[LIMITS])
+        except StoreError as error:
+            raise UsageError(f"{LIMITS}: {error.message}", hint=error.hint) from None
     try:
         return Store.open(store_root(given.one("root"), environ))
     except StoreError as error:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ROOT = "PYBUILD_ROOT"
 DEBUG = "PYBUILD_DEBUG"
+LIMITS = "PYBUILD_LIMITS"
 
 
 class Surroundings(Struct, frozen=True):

@@ -22,7 +22,7 @@ from builder.model import (
     StageState,
     TmpfsMount,
 )
-from builder.plan import HOSTNAME, PROXIES
+from builder.plan import EPOCH, HOSTNAME, PROXIES
 from grammar.instructions import ExecForm, Run
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def lower_run(instruction: Run, state: StageState, scope: Scope) -> Lowered:
 def environment(state: StageState, scope: Scope) -> tuple[tuple[str, ...], frozenset[str]]:
     """What a RUN sees, as `NAME=value`, and the names of it that no ARG or ENV declares: the proxies of --build-arg."""
     values = dict(state.environment)
+    if scope.epoch is not None:
+        values.setdefault(EPOCH, str(scope.epoch))
     declared = frozenset(values)
     for name in PROXIES:
         for spelling in (name, name.lower()):

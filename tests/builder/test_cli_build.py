@@ -186,7 +186,7 @@ def test_hosts_sizes_and_limits() -> None:
     [
         (["-t", "App"], "lower case"),
         (["-t", "a@sha256:" + "0" * 64], "digest"),
-        (["--platform", "linux/amd64,linux/arm64"], "one platform"),
+        (["--platform", "linux/amd64,nonsense"], "nonsense"),
         (["--platform", "nonsense"], "--platform"),
         (["--network", "bridge"], "--network 'bridge' is not supported"),
         (["--network", "hots"], "did you mean host?"),
@@ -362,3 +362,11 @@ def test_rm_is_what_happens_anyway() -> None:
     assert request_of(read(BUILD, ["--rm", "--force-rm", "."]), {}) == request_of(read(BUILD, ["."]), {})
     with pytest.raises(UsageError, match="--rm=false is not supported"):
         request_of(read(BUILD, ["--rm=false", "."]), {})
+
+
+def test_several_platforms() -> None:
+    assert request("--platform", "linux/arm64").platforms == ()
+    several = request("--platform", "linux/arm64,linux/arm/v7", "--platform=linux/arm64/v8", "--platform=linux/amd64")
+    assert [str(each) for each in several.platforms] == ["linux/arm64", "linux/arm/v7", "linux/amd64"]
+    assert several.platform == several.platforms[0]
+    assert request().platform is None

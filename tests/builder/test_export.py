@@ -300,7 +300,7 @@ def listing_of(image: ImageResult, store: Store, folder: Path) -> dict[str, dict
         (OutputSpec("oci", "x", (("tar", "maybe"),)), "maybe"),
         (OutputSpec("oci", "", (("tar", "false"),)), "directory"),
         (OutputSpec("local", "x", (("mode", "delete"),)), "mode"),
-        (OutputSpec("local", "x", (("platform-split", "true"),)), "platform-split"),
+        (OutputSpec("local", "x", (("platform-split", "perhaps"),)), "platform-split"),
     ],
 )
 def test_what_can_not_be_done_is_said(spec: OutputSpec, message: str) -> None:

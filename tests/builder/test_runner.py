@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from builder.runner import Tail
+from builder.context import Unpacked
+from builder.runner import Tail, spelled_out
+from cache.entries import Entry, Kind
 from tests.building import Bench, mounts_below, needs_ids
 
 if TYPE_CHECKING:
@@ -171,3 +173,20 @@ def test_options_of_the_command_line(bench: Bench) -> None:
         None, "--add-host=my.host:10.0.0.1", "--ulimit=nofile=100:100", "--shm-size=1m",
     )  # fmt: skip
     assert done.output.split() == ["1", "100", "1"]
+
+
+def test_deletions_are_told_by_name() -> None:
+    def entry(path: str, kind: Kind = Kind.FILE) -> Entry:
+        return Entry(path.encode(), kind, 0o755)
+
+    parent = Unpacked([entry(path) for path in ("d/gone", "d/kept", "d/sub/gone", "d/sub/kept", "d/old/x", "e/x")])
+    changes = [
+        entry("d", Kind.DIRECTORY), entry("d", Kind.OPAQUE), entry("d/kept"), entry("d/sub", Kind.DIRECTORY),
+        entry("d/sub/kept"), entry("z"),
+    ]  # fmt: skip
+    told = [(each.path.decode(), each.kind) for each in spelled_out(changes, parent)]
+    assert told == [
+        ("d", Kind.DIRECTORY), ("d/gone", Kind.WHITEOUT), ("d/kept", Kind.FILE), ("d/old", Kind.WHITEOUT),
+        ("d/sub", Kind.DIRECTORY), ("d/sub/gone", Kind.WHITEOUT), ("d/sub/kept", Kind.FILE), ("z", Kind.FILE),
+    ]  # fmt: skip
+    assert list(spelled_out(changes[2:], parent)) == changes[2:]
