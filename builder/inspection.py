@@ -8,6 +8,8 @@ from __future__ import annotations
 import posixpath
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from builder.assembly import layer_history
 from builder.bases import BaseImage
 from builder.errors import BuildError
@@ -80,10 +82,18 @@ def subject_of(
         found.append(ImageLayer(number, number >= below, maker, entries, traits, layer.descriptor.size, damage))
     files = Tree(store, tuple(sound))
     user, problem = None, ""
+    ids: tuple[frozenset[int], frozenset[int]] | None = None
     try:
+        ids = known_ids(files)
         user = lookup(config.config.user, files)
     except BuildError as error:
         problem = error.message
+    except CorruptError as error:
+        # Each layer is what its digest says, and together they can not be unpacked.
+        found[-1] = replace(found[-1], damage=error.message)
+        files = Tree(store, ())
+    except StoreError:
+        pass  # links in a circle: nobody's users
     return ImageSubject(
         config,
         tuple(found),
@@ -93,7 +103,7 @@ def subject_of(
         tuple(every),
         user,
         problem,
-        known_ids(files),
+        ids,
         unused,
         budget,
     )

@@ -12,6 +12,7 @@ from msgspec import Struct
 from builder.lint.layers.subject import NOTHING, LayerRule, amount, worst
 from builder.model import Severity
 from cache.entries import Kind
+from cache.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -207,7 +208,10 @@ def _found(subject: ImageSubject, word: str) -> Entry | None:
 
 
 def _at(subject: ImageSubject, path: str) -> Entry | None:
-    return subject.files.entry(subject.files.resolve(path.lstrip("/").encode("utf-8", "surrogateescape")))
+    try:
+        return subject.files.entry(subject.files.resolve(path.lstrip("/").encode("utf-8", "surrogateescape")))
+    except StoreError:  # links in a circle
+        return None
 
 
 def _search_path(subject: ImageSubject) -> str:
@@ -272,8 +276,7 @@ def missing_workdir(subject: ImageSubject) -> Iterator[Finding]:
     maker = subject.last("WORKDIR")
     if not path or maker is None:
         return
-    inside = subject.files.resolve(path.strip("/").encode("utf-8", "surrogateescape"))
-    entry = subject.files.entry(inside)
+    entry = _at(subject, path)
     if entry is None or entry.kind is not Kind.DIRECTORY:
         what = "is not there at the end" if entry is None else "is no folder"
         yield subject.finding("MissingWorkdir", f"WORKDIR {path} {what}", maker, "make it anew after what removes it")
@@ -281,7 +284,7 @@ def missing_workdir(subject: ImageSubject) -> Iterator[Finding]:
     user = subject.user
     if user is None or user.uid == 0:
         return
-    parts = inside.split(b"/")
+    parts = entry.path.split(b"/")
     for number in range(1, len(parts) + 1):
         step = subject.files.entry(b"/".join(parts[:number]))
         if step is not None and not _may_enter(step, user.uid, user.groups):

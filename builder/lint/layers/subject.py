@@ -8,7 +8,6 @@ from msgspec import Struct, field
 
 from builder.model import Budget, Finding, Severity
 from cache.entries import Entry, Kind
-from cache.errors import CorruptError
 from cache.traits import Traits
 
 if TYPE_CHECKING:
@@ -200,8 +199,8 @@ class LayerRule(Struct, frozen=True):
 def lives(layers: Iterable[ImageLayer]) -> tuple[Shipped, ...]:
     """Every inode of every layer, in order, and what became of its names.
 
-    As when the layers are unpacked one on the other: deletions first, links followed inside the root. Pure. Raises
-    CorruptError for a hardlink to nothing.
+    As when the layers are unpacked one on the other: deletions first, links followed inside the root. What can not be
+    unpacked, such as a hardlink to nothing, is passed over. Pure.
     """
     found: list[Shipped] = []
     names = _Names(found)
@@ -247,7 +246,7 @@ class _Names:
         if entry.kind is Kind.HARDLINK:
             place = self._at(self.located(entry.target))
             if place is None or place < 0:
-                raise CorruptError(f"{path!r} is a hardlink to {entry.target!r}, which is not there")
+                return  # to nothing: no name of anything
         else:
             place = len(self._found)
             self._found.append(Shipped(layer, entry, traits or NOTHING))
@@ -319,7 +318,7 @@ class _Names:
                 continue
             hops += 1
             if hops > _MAX_LINKS:
-                raise CorruptError(f"{path!r} leads through symlinks that go round in a circle")
+                return path  # round in a circle: to nothing
             target = self._found[place].entry.target
             done = [] if target.startswith(b"/") else done[:-1]
             left.extend(target.split(b"/")[::-1])

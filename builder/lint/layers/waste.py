@@ -298,7 +298,7 @@ def damaged_layer(subject: ImageSubject) -> Iterator[Finding]:
     """
     for layer in subject.layers:
         if layer.damage:
-            message = f"layer {layer.number} can not be looked into: {layer.damage}"
+            message = f"layer {layer.number} is damaged: {layer.damage}"
             hint = "build or load the image again; pybuild fsck says what else is damaged"
             yield subject.finding("DamagedLayer", message, layer, hint, severity=Severity.ERROR)
 

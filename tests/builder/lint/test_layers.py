@@ -12,10 +12,13 @@ import pytest
 from builder.inspection import subject_of
 from builder.lint.layers import RULES, LayerRule, examine
 from builder.model import Finding, Severity
+from cache import layers
+from cache.entries import Kind
 from cache.errors import StoreError
+from cache.oci import History, ImageConfig, RuntimeConfig
 from cache.store import Store
 from tests.building import Bench, busybox, needs_run
-from tests.handmade import program
+from tests.handmade import file, link, program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -231,6 +234,27 @@ def test_a_damaged_layer_is_a_finding_and_the_rest_is_looked_at(bench: Bench) ->
         damaged, other = examine(subject_of(store.image("app"), store))
     assert (damaged.rule, damaged.layer, damaged.severity) == ("DamagedLayer", 0, Severity.ERROR)
     assert (other.rule, other.layer, other.size) == ("TemporaryFiles", 1, 2)
+
+
+def test_layers_that_can_not_be_unpacked_are_a_finding(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        run = [link("a", "nothing"), file("tmp/b", 3)]
+        layer = layers.write(run, store).layer
+        image = store.put_image(ImageConfig(diff_ids=(layer.diff_id,)), (layer,))
+        other, damaged = examine(subject_of(image, store))
+    assert (damaged.rule, "hardlink to nothing" in damaged.message) == ("DamagedLayer", True)
+    assert (other.rule, other.size) == ("TemporaryFiles", 3)
+
+
+def test_links_in_a_circle_keep_nobody_from_looking(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        run = [link("etc", "etc", Kind.SYMLINK), link("srv", "srv", Kind.SYMLINK), file("tmp/b", 3)]
+        layer = layers.write(run, store).layer
+        config = RuntimeConfig(entrypoint=("/etc/run",), working_dir="/srv", user="app")
+        history = (History("RUN x"), History("WORKDIR /srv", empty_layer=True), History("ENTRYPOINT", empty_layer=True))
+        image = store.put_image(ImageConfig(config=config, diff_ids=(layer.diff_id,), history=history), (layer,))
+        names = [finding.rule for finding in examine(subject_of(image, store))]
+    assert {"TemporaryFiles", "CommandCanNotStart", "MissingWorkdir", "BrokenLinks"} <= set(names)
 
 
 def test_a_base_that_is_none(bench: Bench) -> None:
