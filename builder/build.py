@@ -224,12 +224,10 @@ def _caches(
 
 
 def _is_kept(request: BuildRequest) -> bool:
-    """Whether all bytes of the image are wanted here."""
+    """Whether all bytes of the image are wanted here. What looks into layers needs their listings and no bytes."""
     elsewhere = {"cacheonly", "registry"}
     if request.platforms:
         return True  # for the index
-    if request.lint.layers or request.lint.budget:
-        return True  # to be looked into
     if request.squash or not request.outputs or any(spec.type not in elsewhere for spec in request.outputs):
         return True
     # A name is for the store, unless it says where to push to.

@@ -591,8 +591,11 @@ def test_the_records_of_an_image_that_are_damaged_are_warned_of(
 
 def test_a_registry_that_can_not_be_reached_is_warned_of_once(machines: list[Machine]) -> None:
     done = machines[0].build(STAGES, FILES, "--cache-from=127.0.0.1:1/cache", "--cache-to=127.0.0.1:1/cache")
-    told = [message.partition(" the cache")[0] for message in warnings(done)]
-    assert sorted(told) == ["nothing more is put into", "nothing more is taken from"]
+    reason = "can not reach 127.0.0.1:1: can not connect to 127.0.0.1:1: connection refused"
+    assert warnings(done) == [f"the cache 127.0.0.1:1/cache:latest is not used: {reason}"]
+    words = "--cache-to=type=registry,ref=127.0.0.1:1/cache,ignore-error=false"
+    assert "can not be written" in machines[1].build(STAGES, FILES, words, code=1).err
+    assert "can not be written" in machines[1].build(None, {}, words, "--cache-from=127.0.0.1:1/cache", code=1).err
 
 
 def test_a_registry_that_lets_nobody_in_is_warned_of(machines: list[Machine], played: PlayedRegistry) -> None:
