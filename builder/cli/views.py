@@ -291,5 +291,5 @@ def _say_tree(roots: list[_Node], stages: dict[Digest, list[str]], given: Given,
         nodes.extend(node.above.values())
     if roots:
         apart = sum(image.size for node in roots for image in node.all())
-        together = f"{len(sizes)} layers, {human_size(sum(sizes.values()))}"
+        together = f"{len(sizes)} layer{'s' * (len(sizes) != 1)}, {human_size(sum(sizes.values()))}"
         around.say(f"{together}; without sharing it would be {human_size(apart)}")

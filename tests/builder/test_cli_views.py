@@ -223,5 +223,12 @@ def test_stages_are_named(tmp_path: Path) -> None:
     assert "<stage of app:1> (" in shell("image", "tree", "-a")
 
 
+def test_one_layer_is_no_layers(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "store")
+    with Store.open(shell.root) as store:
+        put(store, "a:1", BASE)
+    assert shell("image", "tree").splitlines()[1].startswith("1 layer, ")
+
+
 def test_an_empty_store(tmp_path: Path) -> None:
     assert Shell(tmp_path / "store")("image", "tree") == ""
