@@ -140,7 +140,8 @@ def opened(source: Path | BinaryIO, title: str, scratch: Path) -> Iterator[Archi
 
         counted = _Counted(cast("BinaryIO", stream))
         plain = stack.enter_context(compression.decompressed(cast("BinaryIO", counted)))
-        copy = stack.enter_context(tempfile.NamedTemporaryFile(dir=scratch))
+        # A file without a name is gone whatever becomes of this process.
+        copy = stack.enter_context(tempfile.TemporaryFile(dir=scratch))
         size = 0
         while chunk := plain.read(_CHUNK):
             size += len(chunk)
@@ -148,7 +149,7 @@ def opened(source: Path | BinaryIO, title: str, scratch: Path) -> Iterator[Archi
                 raise CorruptError(f"{title} unpacks to more than {_RATIO} times its size: that is no image")
             copy.write(chunk)
         copy.flush()
-        yield Archive(Path(copy.name), title)
+        yield Archive(Path(f"/proc/self/fd/{copy.fileno()}"), title)
 
 
 class _Counted(io.RawIOBase):

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from builder.bases import BaseImage
     from builder.context import Contexts
     from builder.engine import Ground
+    from builder.engines import Engine as Recipient
     from builder.events import Reporter
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
@@ -61,12 +62,14 @@ def build(
     stop: threading.Event,
     stdin: BinaryIO | None = None,
     registries: Callable[[], Registries] | None = None,
+    recipient: Recipient | None = None,
 ) -> BuildResult:
     """Build what was asked for and say what came out; the image and its names are in the store then.
 
     registries: called when one is needed, to pull a base or to push; None: the build keeps to the store. stop: set it
     to end the build; CancelledError is raised soon after. stdin: where a context or a Dockerfile called `-` is read
-    from. Raises DockerfileError, BuildError or StoreError; then no name has moved and no output is half-written.
+    from. recipient: a Docker or podman that gets the image as well. Raises DockerfileError, BuildError or StoreError;
+    then no name has moved and no output is half-written.
     """
     started = time.monotonic()
     _check_outputs(request)
@@ -99,12 +102,15 @@ def build(
                 _export(image, spec, names, store, report, registries, stop)
             return image, found
 
+        kept = recipient is not None or _is_kept(request)
         images: list[ImageResult] = []
         steps = cached = written = 0
         whole = True
         for (made, work), seen in zip(jobs, examined, strict=True):
             act = partial(put_out, made=made, work=work, seen=seen)
-            engine, image, found = _carried_out(work, request, store, isolation, report, stop, remotes, act)
+            engine, image, found = _carried_out(
+                work, request, store, isolation, report, stop, remotes, act, complete=kept
+            )
             findings = tuple(dict.fromkeys((*findings, *found)))
             images.append(image)
             written += engine.written
@@ -113,6 +119,10 @@ def build(
         image = _index_of(images, store) if several else images[0]
         for spec in request.outputs if several else ():
             _export(image, spec, names, store, report, registries, stop)
+        if recipient is not None:
+            from builder.engines import hand_over
+
+            hand_over(recipient, [(image.manifest, names)], store, report)
         if whole:
             for reference in references:
                 store.tag(reference, image.id)
@@ -224,12 +234,10 @@ def _caches(
 
 
 def _is_kept(request: BuildRequest) -> bool:
-    """Whether all bytes of the image are wanted here."""
+    """Whether all bytes of the image are wanted here. What looks into layers needs their listings and no bytes."""
     elsewhere = {"cacheonly", "registry"}
     if request.platforms:
         return True  # for the index
-    if request.lint.layers or request.lint.budget:
-        return True  # to be looked into
     if request.squash or not request.outputs or any(spec.type not in elsewhere for spec in request.outputs):
         return True
     # A name is for the store, unless it says where to push to.
@@ -245,8 +253,10 @@ def _carried_out(
     stop: threading.Event,
     remotes: Remotes | None,
     put_out: Callable[[Engine], tuple[ImageResult, list[Finding]]],
+    *,
+    complete: bool,
 ) -> tuple[Engine, ImageResult, list[Finding]]:
-    """The build, carried out and put out, with the bytes of the target's layers in the store where they are wanted.
+    """The build, carried out and put out. complete: with the bytes of all of the target's layers in the store.
 
     A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
     until then is in the cache.
@@ -257,7 +267,7 @@ def _carried_out(
         engine = Engine(work, store=store, ground=ground, report=report, stop=stop, remotes=remotes, inline=inline)
         try:
             engine.run()
-            if remotes is not None and _is_kept(request):
+            if remotes is not None and complete:
                 remotes.complete(engine.layers(work.target))
             return engine, *put_out(engine)
         except CancelledError:

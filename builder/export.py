@@ -182,8 +182,8 @@ def check(spec: OutputSpec, names: Sequence[str] = ()) -> None:
         raise BuildError("output type=local needs a directory", hint="-o type=local,dest=DIR")
     if spec.type == "docker" and not spec.dest:
         raise UnsupportedError(
-            "output type=docker without dest would load into a docker daemon, which pybuild does not talk to",
-            hint="-o type=docker,dest=- | docker load",
+            "output type=docker without dest is for a running Docker, not for a file",
+            hint="--load hands the image to it; dest=FILE writes an archive",
         )
     if folder and spec.dest in {"", "-"}:
         raise BuildError(f"output type={spec.type},tar=false needs a directory", hint="add dest=DIR")

@@ -208,6 +208,11 @@ def _choose(forced: str) -> Isolation:
     return Isolation(FILES_ONLY, reason, hint)
 
 
+def mount_problem() -> str | None:
+    """Why this process may not mount, by trying; None when it may. Enters no namespace."""
+    return _privileged_problem()
+
+
 def _privileged_problem() -> str | None:
     if os.geteuid() != 0:
         return "not root"

@@ -47,6 +47,7 @@ AT_EMPTY_PATH, AT_RECURSIVE = 0x1000, 0x8000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_EMPTY_PATHS = 0x4 | 0x40
 RDONLY, NOSUID, NODEV, NOEXEC = 1, 2, 4, 8
+UMOUNT_NOFOLLOW = 8
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 # System calls since 5.0 have the same number on every architecture that this runs on.
@@ -735,6 +736,23 @@ def _attach_overlay(
         if libc.mount(b"overlay", path, b"overlay", ctypes.c_ulong(attributes), data):
             raise
     os.fchdir(scratch)
+
+
+def show_union(place: str, lowers: Sequence[str], base: str, userxattr: bool) -> None:
+    """Mount a read-only union of directories at `place`. lowers: topmost first, two at least, relative to `base`."""
+    folder, name = os.path.split(place)
+    fds = [_open_path(each) for each in (".", base, folder)]
+    try:
+        _attach_overlay(name, lowers, userxattr, fds[1], fds[2], attributes=RDONLY | NOSUID | NODEV)
+    finally:
+        os.fchdir(fds[0])
+        for fd in fds:
+            os.close(fd)
+
+
+def unmount(place: str) -> None:
+    """Unmount what is mounted last at `place`, a path without symlinks. OSError, EBUSY while it is in use."""
+    _result(libc.umount2(os.fsencode(place), ctypes.c_int(UMOUNT_NOFOLLOW)), f"umount {place}")
 
 
 def _open_path(path: str) -> int:

@@ -103,6 +103,24 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+class Branch(Struct, frozen=True):
+    """Lines of a node of a tree, the first one its head, and what grows from it."""
+
+    lines: tuple[str, ...]
+    above: tuple[Branch, ...] = ()
+
+
+def branches(node: Branch) -> list[str]:
+    """The lines of a tree, with the twigs drawn."""
+    bar = "│   " if node.above else "    "
+    found = [node.lines[0], *(bar + line for line in node.lines[1:])]
+    for number, inner in enumerate(node.above):
+        first, rest = ("└── ", "    ") if number == len(node.above) - 1 else ("├── ", "│   ")
+        head, *lines = branches(inner)
+        found += [first + head, *(rest + line for line in lines)]
+    return found
+
+
 def _width(text: str) -> int:
     """How many cells of a terminal `text` takes."""
     if text.isascii():

@@ -23,6 +23,7 @@ from msgspec import Struct
 from cache.errors import InUseError, StoreError
 from cache.reference import familiar_name
 from cache.removal import TRASH, make_movable, take_away
+from cache.uses import mounted_layers, uses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -172,8 +173,6 @@ def remove(store: Store, name_or_id: str, *, force: bool, keep_parents: bool = F
 
 def _busy(store: Store) -> dict[str, Use]:
     """The images in use, each with one of its uses, a mount before a build."""
-    from cache.uses import uses
-
     return {use.image: use for use in sorted(uses(store), key=lambda use: bool(use.place))}
 
 
@@ -297,8 +296,9 @@ def sweep(store: Store, seconds: float | None = None) -> int:
     if store.database.query("SELECT 1 FROM doomed LIMIT 1"):
         with store.database.transaction() as connection:
             lease = oldest_lease(store)
+            shown = mounted_layers(store)
             for path, since in connection.execute("SELECT path, since FROM doomed").fetchall():
-                if lease is not None and lease <= since and not _needed(connection, path):
+                if path in shown or (lease is not None and lease <= since and not _needed(connection, path)):
                     continue
                 full = os.path.join(store.root, path)
                 status = _status(full)

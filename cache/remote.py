@@ -510,7 +510,13 @@ class Remotes:
             self._sources = [other for other in self._sources if other.shelf is not source.shelf]
             if self._claims is not None and self._claims.shelf is source.shelf:
                 self._claims = None
-        self._tell(f"nothing more is taken from the cache {source.title}: {error.message}")
+            gone = _is_unreachable(error)
+            for target in [target for target in self._targets if gone and target.shelf is source.shelf]:
+                self._drop_target(target, error)
+        if gone:
+            self._tell(f"the cache {source.title} is not used: {error.message}")
+        else:
+            self._tell(f"nothing more is taken from the cache {source.title}: {error.message}")
 
     def _tell(self, sentence: str) -> None:
         with self._lock:
@@ -626,15 +632,19 @@ class Remotes:
             with self._lock:
                 if target not in self._targets:
                     return
-                self._targets.remove(target)
-                if target.required:
-                    self._refusal = StoreError(
-                        f"the cache {shelf.title} can not be written: {error.message}", error.hint
-                    )
+                self._drop_target(target, error)
             self._tell(f"nothing more is put into the cache {shelf.title}: {error.message}")
         finally:
             if self._claims is not None and self._claims.shelf is shelf:
                 self._claims.done(record.key)
+
+    def _drop_target(self, target: Target, error: StoreError) -> None:
+        """Put nothing more there. With the lock held."""
+        self._targets.remove(target)
+        if target.required:
+            self._refusal = StoreError(
+                f"the cache {target.shelf.title} can not be written: {error.message}", error.hint
+            )
 
     # ------------------------------------------------------------ cache mounts
 
@@ -984,6 +994,11 @@ def _check_contents(store: Store, layer: Layer) -> None:
             state.update(data)
     if f"sha256:{state.hexdigest()}" != layer.diff_id:
         raise CorruptError(f"the blob {layer.descriptor.digest} unpacks to something else than {layer.diff_id}")
+
+
+def _is_unreachable(error: StoreError) -> bool:
+    """Whether a registry gave no answer at all, so that there is no point in asking it for anything else."""
+    return getattr(error, "status", None) == 0
 
 
 def _gzipped(data: bytes) -> bytes:

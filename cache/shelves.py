@@ -18,6 +18,7 @@ A repository has the sheets under the tags `<tag>-<name>`, beside whatever image
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -243,6 +244,8 @@ class Repository:
         self.tag = tag
         self._store = store
         self._there: set[Digest] = set()
+        self._reached = False
+        self._reaching = threading.Lock()
 
     @property
     def title(self) -> str:
@@ -254,12 +257,24 @@ class Repository:
         """Registry and repository."""
         return f"{self.registry.name}/{self.repository}"
 
+    def reach(self) -> None:
+        """Ask, once, whether there is a registry at all; RegistryError.
+
+        What a build can do without is not worth the attempts that are made for what it needs.
+        """
+        with self._reaching:
+            if not self._reached:
+                connection = self.registry.connection
+                connection.call(f"reach {self.registry.name}", "GET", connection.url(""), frozenset(), attempts=1)
+                self._reached = True
+
     def find(self, name: str) -> Manifest | None:
         """See `Shelf.find`."""
         return self.manifest(f"{self.tag}-{name}")
 
     def manifest(self, reference: str) -> Manifest | None:
         """The image manifest of a tag or a digest, or None. CorruptError when it is no manifest."""
+        self.reach()
         try:
             described, data = self.registry.manifest(self.repository, reference)
         except NotFoundError:
@@ -273,6 +288,7 @@ class Repository:
 
     def images(self, reference: str) -> list[Manifest]:
         """The manifests of the images of a tag or a digest: one, those that an index names, or none."""
+        self.reach()
         try:
             described, data = self.registry.manifest(self.repository, reference)
         except NotFoundError:
@@ -305,6 +321,7 @@ class Repository:
 
     def put(self, blob: Descriptor, source: Callable[[], BinaryIO]) -> bool:
         """See `Shelf.put`."""
+        self.reach()
         if blob.digest in self._there:
             return False
         others = whence.repositories_with(self._store, blob.digest, self.registry.name)

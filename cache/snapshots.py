@@ -227,6 +227,13 @@ class OverlaySnapshots:
         if getattr(self, "_claim", -1) >= 0:
             os.close(self._claim)
 
+    def set_up_root(self, layer: str | None, directory: str) -> None:
+        """Give the topmost directory of a union the root's owner, mode, attributes and time: of a layer's directory.
+
+        layer: its name in `snapshots/`; None for the root of no layers.
+        """
+        _set_up_root(None if layer is None else os.path.join(self._folder, layer), directory)
+
     # ------------------------------------------------------------ laying out
 
     def _directory(self, chain: Digest) -> str:
@@ -528,6 +535,7 @@ def _claim(store: Store, dialect: str) -> int:
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.pread(lock, 4096, 0) != wanted:
+                    _refuse_mounted(store)
                     _forget_all(store)
                     os.ftruncate(lock, 0)
                     os.pwrite(lock, wanted, 0)
@@ -546,6 +554,17 @@ def _claim(store: Store, dialect: str) -> int:
         f"a build by another kind of user is using {store.root}",
         "wait for its end, or choose another folder with --root",
     )
+
+
+def _refuse_mounted(store: Store) -> None:
+    """StoreError while an image is mounted that another kind of user has laid out."""
+    from cache.uses import mounts
+
+    for mount in mounts(store):
+        raise StoreError(
+            f"an image of {store.root} is mounted at {mount.place} by another kind of user",
+            "unmount it first, or choose another folder with --root",
+        )
 
 
 def _forget_all(store: Store) -> None:

@@ -332,6 +332,18 @@ class Store:
         where = "" if all else "WHERE i.intermediate = 0"
         return self._images(where + " ORDER BY i.created DESC, i.number DESC", ())
 
+    def stages(self) -> dict[Digest, tuple[Digest, ...]]:
+        """The images that others were copied from while being built (COPY --from a stage), each with those others."""
+        self.ready()
+        found: dict[Digest, tuple[Digest, ...]] = {}
+        rows = self.database.query(
+            "SELECT s.id, i.id FROM needs n JOIN images s ON s.number = n.needed JOIN images i ON i.number = n.image "
+            "ORDER BY i.number"
+        )
+        for stage, user in rows:
+            found[Digest(stage)] = (*found.get(Digest(stage), ()), Digest(user))
+        return found
+
     def manifest(self, image: Image) -> Manifest:
         """The image's manifest, verified."""
         return Manifest.from_json(parse_json(self.read_blob(self.chosen(image).manifest), "the manifest"))
@@ -721,10 +733,12 @@ class Store:
             with open(temporary, "xb") as file:
                 file.write(data)
             os.rename(temporary, os.path.join(self.root, name))
-        except OSError as error:
+        except BaseException as error:
             with suppress(OSError):
                 os.unlink(temporary)
-            raise _cannot_write(self, error) from error
+            if isinstance(error, OSError):
+                raise _cannot_write(self, error) from error
+            raise
 
 
 class BlobWriter:

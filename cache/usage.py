@@ -26,6 +26,7 @@ from msgspec import Struct
 from cache.index import HOUR
 from cache.prune import GRACE, doom, drop_intermediates, empty, forget, sweep, to_trash
 from cache.removal import take_away
+from cache.uses import mounted_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -121,10 +122,13 @@ def cut(
         forget(connection)
     trash: list[str] = []
     gone: list[Item] = []
+    shown = mounted_layers(store)
     with _idle(store) as idle:
         for item in chosen:
             if item.kind == "step":
                 gone.append(item)
+                continue
+            if item.path in shown:
                 continue
             moved = (
                 _free_mount(store, item.path) if item.kind == "mount" else to_trash(store, item.path) if idle else None

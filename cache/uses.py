@@ -4,8 +4,8 @@
     mounted/<random>/use.json      a mount: image, place, and the mount namespace that it is in
     mounted/<random>/top           the mount's uppermost layer: an empty directory with the root's owner and mode
 
-A mount lasts longer than the process that made it, so no lock can stand for it. It is alive while a process of its
-mount namespace shows it in its `mountinfo`; the record of one that is not is removed by whoever meets it.
+A mount lasts longer than the process that made it, so no lock can stand for it. It is alive while that process is, or
+one of its mount namespace shows it in its `mountinfo`; the record of one that is not is removed by whoever meets it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -91,15 +90,18 @@ def begin_mount(store: Store) -> str:
 def record_mount(store: Store, folder: str, image: Image, place: Path, layers: Iterable[str]) -> Mount:
     """Say, before it is done, that `image` will be mounted at `place`."""
     mount = Mount(image.id, str(place), folder, tuple(layers))
-    document = {"image": mount.image, "place": mount.place, "layers": mount.layers, "namespace": _namespace("self")}
+    document: dict[str, object] = {"image": mount.image, "place": mount.place, "layers": mount.layers}
+    document |= {"namespace": _namespace("self"), "process": os.getpid()}
     name = os.path.join("mounted", os.path.basename(folder), "use.json")
     store.replace_file(name, json.dumps(document).encode("utf-8", "surrogateescape"))
     return mount
 
 
-def forget_mount(mount: Mount) -> None:
-    """Remove a mount's record."""
-    shutil.rmtree(mount.folder, ignore_errors=True)
+def discard(folder: str) -> None:
+    """Remove a mount's record, and what `begin_mount` made for it. Idempotent."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def mounts(store: Store) -> list[Mount]:
@@ -119,11 +121,16 @@ def mounts(store: Store) -> list[Mount]:
         mount = Mount(
             Digest(document["image"]), document["place"], os.path.join(folder, name), tuple(document["layers"])
         )
-        if _alive(mount, document["namespace"]):
+        if _alive(mount, document["namespace"]) or os.path.exists(f"/proc/{document['process']}"):
             found.append(mount)
         else:
-            forget_mount(mount)
+            discard(mount.folder)
     return found
+
+
+def mounted_layers(store: Store) -> set[str]:
+    """The paths, below the store, of directories that a mount shows."""
+    return {f"snapshots/{name}" for mount in mounts(store) for name in mount.layers}
 
 
 def _alive(mount: Mount, namespace: str) -> bool:

@@ -22,6 +22,7 @@ DOORKEEPERS = {
     "lark": {"grammar/parser.py"},
     "sqlite3": {"cache/database.py"},
     "urllib3": {"builder/fetch.py", "cache/connection.py"},
+    "http.client": {"builder/engines.py"},
     "ctypes": {"builder/sandbox.py"},
     "rich": {"builder/terminal.py"},
     "tarfile": {"cache/layers.py", "builder/archives.py"},

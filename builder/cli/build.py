@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from builder.cli.flags import Given
     from builder.cli.surroundings import Surroundings
+    from builder.engines import Engine
     from builder.model import BuildResult, CachePlace
     from cache.oci import Platform
 
@@ -126,7 +127,7 @@ BUILD = Command(
         Flag("dry-run", "print the plan and what each instruction comes to; run and write nothing"),
         Flag("call", "tell instead of building: check, outline, targets; with ,format=json as JSON", value="METHOD"),
         Flag("check", "the same as --call=check: look for mistakes, build nothing"),
-        Flag("load", unsupported="the image is in pybuild's store anyway; -o type=docker,dest=- | docker load"),
+        Flag("load", "also hand the image to the Docker that runs here, or to podman"),
         Flag("annotation", value="NAME=VALUE", many=True, unsupported="annotations are not in this version"),
         Flag("attest", value="ATTESTATION", many=True, unsupported="attestations are not in this version"),
         Flag("provenance", value="MODE", unsupported="attestations are not in this version"),
@@ -185,6 +186,7 @@ def build(given: Given, around: Surroundings) -> int:
         # What an earlier build left there must not be taken for this one's.
         if given.has(name):
             Path(given.one(name)).unlink(missing_ok=True)
+    engine = _engine(given, around)
     # Entering a user namespace is for a process without threads; the display has one.
     isolation = choose_isolation(given.one("isolation", "auto"), given.one("require-isolation", ""))
     limit = budget_of(given, around.environ)
@@ -207,6 +209,7 @@ def build(given: Given, around: Surroundings) -> int:
                 stop=stop,
                 stdin=around.stdin,
                 registries=functools.cache(lambda: open_registries(given, around.environ, stop.wait)),
+                recipient=engine,
             )
         except Exception:
             if stopped.code is not None:
@@ -215,12 +218,36 @@ def build(given: Given, around: Surroundings) -> int:
             raise
         finally:
             display.close()
+            if engine is not None:
+                engine.close()
     _write_results(given, result)
     if style == "quiet":
         around.say(result.image.id)
     if result.steps > result.cached:
         keep_budget(store, limit, result.written, around if style in {"auto", "plain", "tty"} else None)
     return 0
+
+
+def _engine(given: Given, around: Surroundings) -> Engine | None:
+    """The engine that --load, or type=docker without dest, means; None when neither was asked for."""
+    if not given.on("load") and not any(_into_engine(output(text)) for text in given.all("output")):
+        return None
+    from builder.engines import find
+
+    return find(around.environ)
+
+
+def _into_engine(spec: OutputSpec) -> bool:
+    """Whether an output is docker's own image store, as in docker: type=docker without dest."""
+    if spec.type != "docker" or spec.dest:
+        return False
+    if spec.attributes:
+        names = ", ".join(name for name, _ in spec.attributes)
+        raise UsageError(
+            f"--output type=docker without dest loads the image as it is, and takes no {names}",
+            hint="-t gives it names; add dest=FILE for an archive",
+        )
+    return True
 
 
 def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
@@ -352,7 +379,7 @@ def _places(given: Given, flag: str) -> tuple[CachePlace, ...]:
 
 def _outputs(given: Given) -> tuple[OutputSpec, ...]:
     """Every --output; --push makes one for the registry of each type=image, or one of its own, as in buildx."""
-    found = [output(text) for text in given.all("output")]
+    found = [spec for spec in map(output, given.all("output")) if not _into_engine(spec)]
     if given.on("push") and not any(spec.type == "registry" for spec in found):
         images = [spec for spec in found if spec.type == "image"]
         if not images:

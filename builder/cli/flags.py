@@ -41,7 +41,10 @@ class Flag(Struct, frozen=True):
 
 
 class Command(Struct, frozen=True):
-    """What one command is called with. words: the fewest and the most arguments, -1 for any number."""
+    """What one command is called with. words: the fewest and the most arguments, -1 for any number.
+
+    verbatim: all that follows the first argument belongs to it, flags as well.
+    """
 
     name: str
     usage: str
@@ -49,6 +52,7 @@ class Command(Struct, frozen=True):
     flags: tuple[Flag, ...] = ()
     words: tuple[int, int] = (0, 0)
     notes: str = ""
+    verbatim: bool = False
 
 
 class Given(Struct, frozen=True):
@@ -93,6 +97,8 @@ def read(command: Command, arguments: list[str]) -> Given:
     for argument in rest:
         if argument == "--":
             words.extend(rest)
+        elif command.verbatim and words:
+            words += [argument, *rest]
         elif argument.startswith("--"):
             name, sign, value = argument[2:].partition("=")
             flag = long.get(name)

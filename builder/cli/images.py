@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError
 from builder.cli.opened import choose_isolation, open_store
+from builder.cli.stopping import cleanly
 from cache import whence
 from cache.reference import Reference
 
 if TYPE_CHECKING:
     import datetime
     from collections.abc import Callable, Iterable
-    from pathlib import Path
     from typing import BinaryIO
 
     from builder.cli.flags import Given
@@ -106,7 +106,7 @@ running build stands on, stay.""",
 )
 IMPORT_IMAGE = Command(
     name="import",
-    usage="[OPTIONS] FILE|- [NAME[:TAG]]",
+    usage="[OPTIONS] FILE|URL|- [NAME[:TAG]]",
     summary="Make an image of one layer from a tar of a root file system, plain or compressed.",
     words=(1, 2),
     flags=(
@@ -434,19 +434,15 @@ def _sure(given: Given, around: Surroundings) -> bool:
     return around.stdin.readline().strip().lower() in {b"y", b"yes"}
 
 
+@cleanly()
 def import_image(given: Given, around: Surroundings) -> int:
     """Read the archive into the store and print the new image's id."""
-    from pathlib import Path
-
     from builder.bases import import_rootfs
     from builder.cli.build import platform_of
     from cache.errors import CorruptError
 
     file, *names = given.words
-    source = None if file == "-" else Path(file)
-    if source is not None and not source.is_file():
-        raise UsageError(f"there is no file {file}", hint="pybuild import ROOTFS.tar NAME")
-    with open_store(given, around.environ) as store, store.lease(), _stream(source, around) as stream:
+    with open_store(given, around.environ) as store, store.lease(), _rootfs(file, store, around) as stream:
         try:
             image = import_rootfs(
                 stream,
@@ -462,8 +458,19 @@ def import_image(given: Given, around: Surroundings) -> int:
     return 0
 
 
-def _stream(source: Path | None, around: Surroundings) -> BinaryIO:
-    return around.stdin if source is None else source.open("rb")
+def _rootfs(file: str, store: Store, around: Surroundings) -> BinaryIO:
+    """The archive that `import` was given: standard input, a file, or what a URL has, which is downloaded first."""
+    from pathlib import Path
+
+    if file == "-":
+        return around.stdin
+    if file.startswith(("http://", "https://")):
+        from builder.fetch import Fetcher
+
+        return Fetcher(store.root / "fetched").download(file).path.open("rb")
+    if not Path(file).is_file():
+        raise UsageError(f"there is no file {file}", hint="pybuild import ROOTFS.tar NAME")
+    return Path(file).open("rb")
 
 
 # ---------------------------------------------------------------- words

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Iterator
     from types import FrameType
 
     from builder.cli.surroundings import Surroundings
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def cleanly() -> Iterator[None]:
+    """While entered, SIGTERM and hanging up end the program by an exception, as Ctrl-C does: nothing stays half-made.
+
+    For commands that ask nobody to stop. Only where nobody has said otherwise (nohup), and in the main thread.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Stop:

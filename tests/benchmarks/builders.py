@@ -3,8 +3,8 @@
     python -m tests.benchmarks.builders [--builders 8] [--seconds 1.0] [--megabytes 4]
 
 Each builder is a network namespace of its own with a store of its own, joined by a bridge to the one in which Debian's
-docker-registry runs. Needs root, `ip`, `docker-registry` and a static busybox; all that it makes is gone at the end.
-Bytes are those that the registry's side of each builder's cable has counted, headers and all.
+docker-registry runs. Needs root, `ip`, `unshare`, `nsenter`, `docker-registry` and a static busybox; all that it makes
+is gone at the end. Bytes are those that the registry's side of each builder's cable has counted, headers and all.
 """
 
 from __future__ import annotations
@@ -63,37 +63,54 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
+@dataclass(frozen=True)
+class Place:
+    """A builder and its namespace. cable: the end of its cable at the bridge. holder: a process that keeps it alive."""
+
+    cable: str
+    holder: int
+
+    def words(self, *words: str) -> list[str]:
+        """A command line that is carried out in it."""
+        return ["nsenter", f"--net=/proc/{self.holder}/ns/net", *words]
+
+    def counted(self, what: str) -> int:
+        return int(Path(f"/sys/class/net/{self.cable}/statistics/{what}_bytes").read_text())
+
+
 @contextmanager
-def network(count: int) -> Iterator[list[str]]:
-    """A bridge, and for each builder a namespace that is joined to it; their names."""
+def network(count: int) -> Iterator[list[Place]]:
+    """A bridge, and for each builder a network namespace that is joined to it."""
     mark = f"pb{os.getpid() % 100000}"
-    names = [f"{mark}-{number}" for number in range(count)]
+    own = os.readlink("/proc/self/ns/net")
+    places = []
     with ExitStack() as undo:
         ip("link", "add", mark, "type", "bridge")
         undo.callback(ip, "link", "del", mark)
         ip("addr", "add", f"{SUBNET}.1/24", "dev", mark)
         ip("link", "set", mark, "up")
-        for number, name in enumerate(names):
-            ip("netns", "add", name)
-            undo.callback(ip, "netns", "del", name)
-            cable = f"{mark}v{number}"
-            ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
-            ip("link", "set", cable, "master", mark, "up")
-            ip("-n", name, "addr", "add", f"{SUBNET}.{10 + number}/24", "dev", "eth0")
-            ip("-n", name, "link", "set", "eth0", "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        yield names
+        for number in range(count):
+            holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+            undo.callback(holder.wait)
+            undo.callback(holder.terminate)
+            while os.readlink(f"/proc/{holder.pid}/ns/net") == own:
+                time.sleep(0.01)
+            place = Place(f"{mark}v{number}", holder.pid)
+            ip("link", "add", place.cable, "type", "veth", "peer", "name", "eth0", "netns", str(holder.pid))
+            ip("link", "set", place.cable, "master", mark, "up")
+            for words in (
+                ("addr", "add", f"{SUBNET}.{10 + number}/24", "dev", "eth0"),
+                ("link", "set", "eth0", "up"),
+                ("link", "set", "lo", "up"),
+            ):
+                subprocess.run(place.words("ip", *words), check=True)
+            places.append(place)
+        yield places
 
 
-def moved(names: list[str]) -> tuple[int, int]:
+def moved(places: list[Place]) -> tuple[int, int]:
     """Bytes that came from the builders, and that went to them."""
-    came = went = 0
-    for name in names:
-        mark, _, number = name.rpartition("-")
-        counters = Path(f"/sys/class/net/{mark}v{number}/statistics")
-        came += int((counters / "rx_bytes").read_text())
-        went += int((counters / "tx_bytes").read_text())
-    return came, went
+    return sum(place.counted("rx") for place in places), sum(place.counted("tx") for place in places)
 
 
 @contextmanager
@@ -125,27 +142,27 @@ def registry(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-def build(title: str, names: list[str], stores: Path, context: Path, cache: str) -> Run:
+def build(title: str, places: list[Place], stores: Path, context: Path, cache: str) -> Run:
     """One round: a build in each namespace, all begun at once, each with a new store."""
     shutil.rmtree(stores, ignore_errors=True)
     words = [sys.executable, "-m", "builder", "build", "--progress=rawjson", f"--build-context=base={busybox()}"]
     words += [f"--cache-from=type=registry,ref={cache},registry.insecure=true"] if cache else []
     words += [f"--cache-to=type=registry,ref={cache},registry.insecure=true"] if cache else []
-    before = moved(names)
+    before = moved(places)
     started = time.monotonic()
     running = [
         subprocess.Popen(
-            ["ip", "netns", "exec", name, *words, "-t", "app", str(context)],
-            env=environment(PYBUILD_ROOT=str(stores / name)),
+            place.words(*words, "-t", "app", str(context)),
+            env=environment(PYBUILD_ROOT=str(stores / place.cable)),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for name in names
+        for place in places
     ]
     outputs = [process.communicate()[1] for process in running]
     seconds = time.monotonic() - started
-    after = moved(names)
+    after = moved(places)
     ended = []
     images = set()
     for process, output in zip(running, outputs, strict=True):
@@ -177,16 +194,16 @@ def main() -> None:
         (context / "file").write_text("a file\n")
         stages = [STAGE.format(name=name, **vars(options)) for name in "abc"]
         (context / "Dockerfile").write_text("".join([*stages, LAST.format(**vars(options))]))
-        names = opened.enter_context(network(options.builders))
+        places = opened.enter_context(network(options.builders))
         host = opened.enter_context(registry(folder / "registry"))
         stores = folder / "stores"
         count = options.builders
         runs = [
-            build("1 builder, no cache", names[:1], stores, context, ""),
-            build(f"{count} builders, no cache", names, stores, context, ""),
-            build("1 builder, empty cache", names[:1], stores, context, f"{host}/one"),
-            build(f"{count} builders, empty cache", names, stores, context, f"{host}/many"),
-            build(f"{count} builders, full cache", names, stores, context, f"{host}/many"),
+            build("1 builder, no cache", places[:1], stores, context, ""),
+            build(f"{count} builders, no cache", places, stores, context, ""),
+            build("1 builder, empty cache", places[:1], stores, context, f"{host}/one"),
+            build(f"{count} builders, empty cache", places, stores, context, f"{host}/many"),
+            build(f"{count} builders, full cache", places, stores, context, f"{host}/many"),
         ]
     print("| round | steps built | hits | MB to the registry | MB from it | images | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

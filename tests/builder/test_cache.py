@@ -708,3 +708,16 @@ def test_every_display_knows_of_misses(style: str) -> None:
     shown = stream.getvalue()
     assert ("mode 644" in shown) == (style not in {"quiet", "none"})
     assert "\x1b[2J" not in shown
+
+
+@pytest.mark.usefixtures("seen")
+def test_files_that_are_shown_otherwise_are_no_others_result(bench: Bench) -> None:
+    """--reproducible gives files modes of its own, whatever is known of them by their times."""
+    write(bench.context, {"Dockerfile": "FROM scratch\nCOPY tree /tree\n", "tree/a": "a"})
+    (bench.context / "tree/a").chmod(0o600)
+    for _ in range(2):
+        modes = []
+        for flags in ([], ["--reproducible"]):
+            bench.build(None, None, *flags)
+            modes.append(bench.image().files["/tree/a"]["mode"])
+        assert modes[0] != modes[1]

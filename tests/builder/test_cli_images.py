@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import functools
+import gzip
+import http.server
 import io
 import json
 import sys
+import tarfile
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -14,6 +19,7 @@ from builder.cli.surroundings import Surroundings
 from cache.oci import LAYER, Descriptor, Digest, History, ImageConfig, Layer, RuntimeConfig, digest_of
 from cache.reference import Reference
 from cache.store import Store
+from tests.building import archive, member
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -272,6 +278,42 @@ def test_history_in_bytes_and_dates(shell: Shell, images: dict[str, Digest]) -> 
 def test_inspect_knows_images_alone(shell: Shell, images: dict[str, Digest]) -> None:
     assert shell("inspect", "--type=image", "-f", "{{.Id}}", "app:1.0") == f"{images['app']}\n"
     shell("inspect", "--type", "container", "app:1.0", code=2)
+
+
+def test_import_from_a_file_a_url_and_a_pipe(shell: Shell, tmp_path: Path) -> None:
+    data = archive((member("etc", tarfile.DIRTYPE), b""), (member("etc/name"), b"x"))
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "r.tar").write_bytes(data)
+    (folder / "r.tar.gz").write_bytes(gzip.compress(data))
+    (folder / "bad.tar").write_bytes(b"bad")
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            flags = ["-c", 'CMD ["sh"]', "--change", "ENV A=b", "-m", "hello", "--platform=linux/arm64"]
+            ids = {
+                shell("import", *flags, f"{url}/r.tar", "a:1"),
+                shell("import", *flags, f"{url}/r.tar.gz"),
+                shell("import", *flags, str(folder / "r.tar"), "b:1"),
+                shell("import", *flags, "-", "c:1", stdin=gzip.compress(data)),
+            }
+            assert len(ids) == 1
+            shell("import", f"{url}/nothing.tar", code=1)
+            shell("import", f"{url}/bad.tar", code=3)
+        finally:
+            server.shutdown()
+            thread.join()
+    form = "{{json .Config.Cmd}} {{json .Config.Env}} {{.Comment}} {{.Architecture}} {{len .RepoTags}}"
+    assert shell("inspect", "-f", form, "a:1") == '["sh"] ["A=b"] hello arm64 3\n'
+    shell("import", str(tmp_path / "nothing"), code=2)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_ignore_says_which_line_decided(shell: Shell, tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def listing_of(image: ImageResult, store: Store, folder: Path) -> dict[str, dict
     [
         (OutputSpec("registry"), "registry"),
         (OutputSpec("nonsense", "x"), "not known"),
-        (OutputSpec("docker"), "daemon"),
+        (OutputSpec("docker"), "running Docker"),
         (OutputSpec("local"), "directory"),
         (OutputSpec("oci", "x", (("compression", "lzma"),)), "lzma"),
         (OutputSpec("oci", "x", (("compression", "estargz"),)), "estargz"),

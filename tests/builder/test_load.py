@@ -8,7 +8,10 @@ import hashlib
 import json
 import lzma
 import os
+import signal
+import subprocess
 import tarfile
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,7 +32,7 @@ from cache.oci import (
 from cache.reference import Reference
 from cache.store import Store
 from tests.builder.test_cli_images import Shell
-from tests.building import archive, member
+from tests.building import Bench, archive, command, environment, member
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -381,6 +384,28 @@ def test_a_damaged_blob_is_put_right(shell: Shell) -> None:
     assert shell("fsck").endswith("whole\n")
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_load_that_is_stopped_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
+    bench = Bench(tmp_path)
+    data = tar_of(layout_files(ONE, names=[{CONTAINERD: "docker.io/library/app:1"}]))
+    with subprocess.Popen(
+        command("load"), env=bench.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(data[:-600])
+        process.stdin.flush()
+        deadline = time.monotonic() + 20
+        while not any((tmp_path / "store").glob("leases/*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(number)
+        process.stdin.close()
+        assert process.wait(20) == code
+    assert os.listdir(tmp_path / "store/tmp") == []
+    assert blobs(tmp_path / "store") == []
+
+
 # ---------------------------------------------------------------- save
 
 
@@ -423,7 +448,29 @@ def test_save_takes_every_tag_of_a_bare_name(made: Shell, tmp_path: Path) -> Non
     assert not (tmp_path / "c.tar").exists()
     made("save", "app:1", "-o", str(tmp_path), code=2)
     made("save", "app:1", "--format", "oci-dir", code=2)
+    made("save", "app:1", "-o", str(tmp_path / "no/such/file"), code=2)
+    made("image", "export", "app:1", str(tmp_path / "no/such/folder"), code=2)
+    assert not (tmp_path / "no").exists()
     made("save", "app:1", "--format", "x", code=2)
+
+
+def test_the_files_of_an_image(made: Shell, tmp_path: Path) -> None:
+    made("image", "export", "app:2", str(tmp_path / "files"))
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "files").iterdir()] == [("f", b"3")]
+    made("image", "export", "app:2", str(tmp_path / "files.tar"))
+    with tarfile.open(tmp_path / "files.tar") as tar:
+        assert tar.getnames() == ["f"]
+    with subprocess.Popen(
+        command("image", "export", "app:2", "-"), env=environment(PYBUILD_ROOT=str(made.root)), stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == (tmp_path / "files.tar").read_bytes()
+    (tmp_path / "files/kept").touch()
+    made("export", "app:1", str(tmp_path / "files"))
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {"f", "kept"}
+    made("image", "export", "app:1", str(tmp_path / "files.tar.gz"), code=2)
+    made("image", "export", "app:3", str(tmp_path / "more"), code=1)
+    made("image", "export", "app:1", str(tmp_path / "files/f"), code=1)
 
 
 @pytest.mark.parametrize("form", ["docker-archive", "oci-archive", "oci-dir"])

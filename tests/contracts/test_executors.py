@@ -271,7 +271,7 @@ def test_the_suite_elsewhere(tier: str, runtime: str, classes: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
-    assert int(passed[1]) > (8 if classes else 40), done.stdout
+    assert int(passed[1]) > (5 if classes else 40), done.stdout
 
 
 class TestProcess:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conformance import compare
+from tests.peers.tools import Tool
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.peers.tools import Tool
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer]
 
@@ -76,6 +76,34 @@ def test_docker_and_back(pybuild: Tool, docker: Tool, saved: Path, images: dict[
     ]  # fmt: skip
     assert ids(other, "exchange") == set(images.values())
     assert other("fsck").endswith("whole\n")
+
+
+@pytest.mark.docker
+def test_a_build_is_loaded_into_a_running_docker(pybuild: Tool, docker: Tool, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    there = Tool(pybuild.words, (*pybuild.env, *docker.env))
+    there("build", "--load", "-t", "handed:1", tmp_path)
+    form = ("--format", "{{.Id}}", "handed:1")
+    assert docker("image", "inspect", *form) == pybuild("inspect", *form)
+    docker("rmi", "handed:1")
+    assert there("load", "handed:1") == "Loaded image: handed:1\n"
+    assert docker("image", "inspect", *form) == pybuild("inspect", *form)
+
+
+def test_a_build_is_loaded_into_podman(pybuild: Tool, podman: Tool, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    (tmp_path / "bin").mkdir()
+    # The podman of the tests, with its own folders.
+    (tmp_path / "bin/podman").write_text(f'#!/bin/sh\nexec {" ".join(podman.words)} "$@"\n')
+    (tmp_path / "bin/podman").chmod(0o755)
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    there = Tool(pybuild.words, (*pybuild.env, ("PATH", path), ("HOME", str(tmp_path)), ("XDG_RUNTIME_DIR", "")))
+    there("build", "--load", "-t", "handed:2", tmp_path)
+    image_id = pybuild("inspect", "-f", "{{.Id}}", "handed:2").strip()
+    assert "sha256:" + podman("image", "inspect", "--format", "{{.Id}}", "handed:2").strip() == image_id
+    podman("rmi", "handed:2")
+    assert "handed:2" in there("load", "--to", "podman", "handed:2")
+    assert podman("image", "exists", "handed:2") == ""
 
 
 @pytest.mark.docker
