@@ -7,6 +7,7 @@ lines that are not empty count as many as the diff ids (image-spec config.md, `h
 from __future__ import annotations
 
 import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -35,6 +36,7 @@ class Made(Struct, frozen=True):
     created: float | None = None
 
 
+@lru_cache(maxsize=1 << 10)
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch as the spec writes times, in UTC, to the microsecond."""
     whole_seconds, micro = divmod(round(seconds * 1_000_000), 1_000_000)

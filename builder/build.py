@@ -22,11 +22,11 @@ from builder.context import is_image, open_contexts
 from builder.engine import Engine, StageWork, Work
 from builder.epoch import plan_of
 from builder.errors import BuildError, CancelledError, DamagedError, gathered, raise_all
-from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Warned
+from builder.events import BuildFinished, BuildPlanned, ExportFinished, ExportStarted, Inspected, Warned
 from builder.handlers import files
 from builder.model import BuildResult, CacheUse, FileStep, Finding, ImageResult, Origin, Supplies
 from builder.plan import KEEP_GIT_DIR, truth, with_triggers
-from builder.survey import examine
+from builder.survey import examine, settings_of
 from cache.digests import Digests
 from cache.errors import CorruptError
 from cache.index import Index
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from builder.fetch import Fetcher
     from builder.model import BuildRequest, OutputSpec, Plan, StageState
     from builder.registries import Registries
+    from builder.survey import Examined
     from cache.oci import Platform
     from cache.remote import Remotes
     from cache.store import Image, Store
@@ -73,23 +74,31 @@ def build(
     with (
         store.lease(),
         open_request(request, store, stdin) as contexts,
-        _caches(request, store, report, registries) as remotes,
+        _caches(request, store, report, registries, stop) as remotes,
     ):
         made, work = prepare(request, store, contexts, remote_of(request, store, registries, report, stop, remotes))
-        examined = examine(made, work.stages, contexts)
+        examined = examine(made, work.stages, contexts, request.lint.settings)
         findings = examined.all
         for finding in findings:
             report(Warned(finding))
         examined.enforce()
         report(BuildPlanned(made, tuple((stage.plan.stage.index, stage.total) for stage in work.stages)))
-        engine = _carried_out(work, request, store, isolation, report, stop, remotes)
-        image = engine.image(made.target, intermediate=request.squash)
-        if request.squash:
-            image = _squashed(image, store, exact=made.epoch is not None)
         references = _references(request)
         names = tuple(reference.full for reference in references)
-        for spec in request.outputs:
-            _export(image, spec, names, store, report, registries, stop)
+
+        def put_out(engine: Engine) -> tuple[ImageResult, list[Finding]]:
+            image = engine.image(made.target, intermediate=request.squash)
+            if request.squash:
+                image = _squashed(image, store, exact=made.epoch is not None)
+            found: list[Finding] = []
+            if request.lint.layers or request.lint.budget:
+                found = _inspect(image, engine, made, work, request, store, report, examined)
+            for spec in request.outputs:
+                _export(image, spec, names, store, report, registries, stop)
+            return image, found
+
+        engine, image, found = _carried_out(work, request, store, isolation, report, stop, remotes, put_out)
+        findings = (*findings, *found)
         if engine.is_whole(made.target):
             for reference in references:
                 store.tag(reference, image.id)
@@ -98,14 +107,74 @@ def build(
         if remotes is not None and any(place.type != "inline" for place in request.cache_to):
             _finish(remotes, request, report, stop)
     steps, cached = engine.counts()
-    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings)
+    result = BuildResult(image, names, steps, cached, time.monotonic() - started, findings, engine.written)
     report(BuildFinished(result))
     return result
 
 
+def _inspect(
+    image: ImageResult,
+    engine: Engine,
+    made: Plan,
+    done: Work,
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    examined: Examined,
+) -> list[Finding]:
+    """Look at the layers of what was built, and return what is new. BuildError when a finding is to be an error."""
+    from builder import lint
+    from builder.inspection import subject_of, unused_context
+    from builder.lint import layers
+    from builder.lint.efficiency import efficiency
+    from builder.lint.settings import Settings, judge
+
+    use = request.lint
+    # A squashed layer is no one instruction's.
+    work = None if request.squash else engine.trail(made.target)
+    unused = unused_context(done.stages, done.contexts, made.dockerfile.source) if use.layers else ()
+    subject = subject_of(image, store, work=work, budget=use.budget, unused=unused)
+    rules = layers.RULES if use.layers else [rule for rule in layers.RULES if rule.demanded]
+    demanded = {rule.name for rule in rules if rule.demanded}
+    before = examined.findings
+    if use.settings is None:
+        found = layers.examine(subject, settings_of(made), rules)
+    else:
+        checks = [rule.name for rule in lint.RULES] if examined.error else []
+        judged = judge(
+            [*examined.raw, *layers.examine(subject, None, rules)],
+            use.settings,
+            made.dockerfile,
+            ran={*examined.looked, *(rule.name for rule in rules)},
+            known=lint.known(),
+            errors=checks,
+            always=demanded,
+        )
+        found = [finding for finding in judged if finding not in before]
+    for finding in found:
+        report(Warned(finding))
+    if use.layers:
+        report(Inspected(efficiency(subject)))
+    settings = use.settings or Settings()
+    failing = [
+        finding.rule
+        for finding in (*before, *found)
+        if finding.rule in demanded or (use.error and settings.fails([finding]))
+    ]
+    if failing:
+        names = ", ".join(dict.fromkeys(failing))
+        hint = "the image is in the store without a name"
+        raise BuildError(f"lint violation found for rules: {names}; no name was given and nothing written", hint=hint)
+    return found
+
+
 @contextmanager
 def _caches(
-    request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    registries: Callable[[], Registries] | None,
+    stop: threading.Event,
 ) -> Iterator[Remotes | None]:
     """The caches that the request names; None where it names none."""
     if not request.cache_from and not request.cache_to:
@@ -113,7 +182,7 @@ def _caches(
         return
     from builder.sharing import open_caches
 
-    with open_caches(request, store, report, registries) as remotes:
+    with open_caches(request, store, report, registries, stop.is_set) as remotes:
         try:
             yield remotes
         except CancelledError:
@@ -124,6 +193,8 @@ def _caches(
 def _is_kept(request: BuildRequest) -> bool:
     """Whether all bytes of the image are wanted here."""
     elsewhere = {"cacheonly", "registry"}
+    if request.lint.layers or request.lint.budget:
+        return True  # to be looked into
     if request.squash or not request.outputs or any(spec.type not in elsewhere for spec in request.outputs):
         return True
     # A name is for the store, unless it says where to push to.
@@ -138,8 +209,9 @@ def _carried_out(
     report: Reporter,
     stop: threading.Event,
     remotes: Remotes | None,
-) -> Engine:
-    """The build, carried out, with the bytes of the target's layers in the store where they are wanted.
+    put_out: Callable[[Engine], tuple[ImageResult, list[Finding]]],
+) -> tuple[Engine, ImageResult, list[Finding]]:
+    """The build, carried out and put out, with the bytes of the target's layers in the store where they are wanted.
 
     A layer that was found elsewhere, counted on and then lost makes it begin anew, without that layer; what was done
     until then is in the cache.
@@ -155,14 +227,13 @@ def _carried_out(
             engine.run()
             if remotes is not None and _is_kept(request):
                 remotes.complete(engine.layers(work.target))
+            return engine, *put_out(engine)
         except CancelledError:
             raise
         except Exception:
             if remotes is None or remotes.lost == lost:
                 raise
             stop.clear()
-        else:
-            return engine
 
 
 def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: threading.Event) -> None:
@@ -171,7 +242,11 @@ def _finish(remotes: Remotes, request: BuildRequest, report: Reporter, stop: thr
     report(ExportStarted(what))
     started = time.monotonic()
     remotes.save(stop.is_set)
-    remotes.finish()
+    if not remotes.finish():
+        raise CancelledError("the build was stopped")
+    from builder.sharing import trim
+
+    trim(request)
     report(ExportFinished(what, time.monotonic() - started, remotes.traffic.sent))
 
 

@@ -12,13 +12,17 @@ what is built must not depend on who builds it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import re
 import stat
+import struct
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
@@ -27,6 +31,7 @@ from msgspec.structs import replace
 
 from builder.errors import BuildError
 from cache.contents import Pieces, opened
+from cache.digests import RACY
 from cache.entries import Entry, Files, Kind
 from grammar.source import Source
 
@@ -38,6 +43,9 @@ if TYPE_CHECKING:
     from grammar.ignore import Ignore, Rule
 
 _MOST_LINKS = 255
+_TYPE = 0o170000
+_STAMP = struct.Struct("=IIQqqQQ").pack
+_NAME = itemgetter(0)
 _LONGEST_DOCKERFILE = 16 << 20
 _IMAGE_CONTEXT = re.compile(r"(docker-image|oci-layout|docker-archive):(//)?|host:")
 _KINDS = {
@@ -176,6 +184,7 @@ class Directory(View):
         self._digests = digests
         self._place = os.fsencode(os.path.realpath(root))
         self._listed: dict[bytes, dict[bytes, Entry]] = {}
+        self._scanned: dict[bytes, list[tuple[bytes, os.stat_result]]] = {}
         self._stats: dict[bytes, os.stat_result] = {}
         self._hashes: dict[bytes, str] = {}
         self._lock = threading.RLock()
@@ -197,25 +206,90 @@ class Directory(View):
         prefix = directory + b"/" if directory else b""
         ignore = self.ignore
         found: dict[bytes, Entry] = {}
+        for name, facts in self._scan(directory):
+            path = prefix + name
+            self._stats[path] = facts
+            # The directory is not listed yet where `listing` would look for it.
+            if ignore is not None and ignore.match(path) and not self.listing(path):
+                continue
+            try:
+                entry = _entry(path, os.path.join(place, name), facts)
+            except OSError as error:
+                raise _unreadable(place, error, self.ignore_name) from None
+            if entry is not None:
+                found[name] = entry
+        return found
+
+    def _scan(self, directory: bytes) -> list[tuple[bytes, os.stat_result]]:
+        """What lies in a directory, sorted by name, but for what the ignore file leaves out with all below it."""
+        known = self._scanned.get(directory)
+        if known is not None:
+            return known
+        place = os.path.join(self._place, directory)
+        prefix = directory + b"/" if directory else b""
+        ignore = self.ignore
         try:
             with os.scandir(place) as items:
-                for item in items:
-                    path = prefix + item.name
-                    if ignore is not None and ignore.match(path):
-                        if not item.is_dir(follow_symlinks=False) or ignore.prunable(path):
-                            continue
-                        # The directory is not listed yet where `listing` would look for it.
-                        self._stats[path] = item.stat(follow_symlinks=False)
-                        if not self.listing(path):
-                            continue
-                    facts = item.stat(follow_symlinks=False)
-                    entry = _entry(path, item.path, facts)
-                    if entry is not None:
-                        found[item.name] = entry
-                        self._stats[path] = facts
+                if ignore is None:
+                    found = [(item.name, item.stat(follow_symlinks=False)) for item in items]
+                else:
+                    found = [
+                        (item.name, item.stat(follow_symlinks=False))
+                        for item in items
+                        if not ignore.match(path := prefix + item.name)
+                        or (item.is_dir(follow_symlinks=False) and not ignore.prunable(path))
+                    ]
         except OSError as error:
             raise _unreadable(place, error, self.ignore_name) from None
+        found.sort(key=_NAME)
+        self._scanned[directory] = found
         return found
+
+    def stamp(self, path: bytes, *, through_links: bool = False) -> tuple[str, bool] | None:
+        """What changes when anything at or below `path`, resolved, does; and whether that is so already.
+
+        It is made of names and of what `lstat` says, no file is read. False: something is so young that a change of it
+        might leave the stamp as it is, as in `cache.digests`. None for a path that is not there, and with
+        `through_links` for a tree that has symlinks, whose targets lie elsewhere. Files that the ignore file leaves out
+        may count, too.
+        """
+        with self._lock:
+            top = None
+            if path:
+                parent, _, name = path.rpartition(b"/")
+                if (top := dict(self._scan(parent) if self._leads(parent) else ()).get(name)) is None:
+                    return None
+            top_is_file = top is not None and not stat.S_ISDIR(top.st_mode)
+            rules = self.ignore.rules if self.ignore is not None else ()
+            pieces = [repr((rules, top_is_file)).encode("utf-8", "surrogateescape")]
+            young = time.time_ns() - RACY
+            sure = True
+            waiting = [path]
+            while waiting:
+                directory = waiting.pop()
+                scanned = [(b"", top)] if top_is_file and top is not None else self._scan(directory)
+                pieces.append(b"%d %d:%b" % (len(scanned), len(directory), directory))
+                for name, facts in scanned:
+                    mode = facts.st_mode
+                    kind = mode & _TYPE
+                    if kind == stat.S_IFDIR:
+                        waiting.append(directory + b"/" + name if directory else name)
+                        pieces += (_STAMP(len(name), mode, 0, 0, 0, 0, 0), name)
+                        continue
+                    if kind == stat.S_IFLNK and through_links:
+                        return None
+                    changed, modified = facts.st_ctime_ns, facts.st_mtime_ns
+                    if changed >= young or young <= modified <= young + 2 * RACY:
+                        sure = False
+                    pieces += (
+                        _STAMP(len(name), mode, facts.st_size, modified, changed, facts.st_ino, facts.st_dev),
+                        name,
+                    )
+            return hashlib.sha256(b"".join(pieces)).hexdigest(), sure
+
+    def _leads(self, directory: bytes) -> bool:
+        """Whether a path, resolved, is a directory of this view."""
+        return not directory or self._is_directory(directory)
 
     def _is_directory(self, path: bytes) -> bool:
         """Whether a path is a directory of this view. The kernel must not be asked: it follows symlinks out of it."""

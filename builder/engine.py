@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 import re
 import threading
 import time
@@ -19,6 +20,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from builder.assembly import Made, assemble
+from builder.context import Directory
 from builder.errors import BuildError, CancelledError
 from builder.events import StepFailed, StepFinished, StepMissed, StepOutput, StepStarted, TierChosen
 from builder.handlers import files as file_steps
@@ -76,6 +78,11 @@ class Ground(Protocol):
         """Why this one and no better one."""
         ...
 
+    @property
+    def shared(self) -> str:
+        """Why RUNs share this machine's network, or empty when they do not."""
+        ...
+
     def executor(self) -> Executor:
         """A new executor, to be closed."""
         ...
@@ -127,8 +134,9 @@ class StageRun(Struct):
     """A stage while it is built. `done` is set when it ended, one way or the other.
 
     base: the config it stands on. dirty: some step was not in the cache. far: some step came from a cache elsewhere.
-    parent: the last intermediate image. changed: the last step that was not in the cache, of this stage or of those
-    that it stands on. inherited: so many of the layers came with the image that it, or the stage below, stands on.
+    origin: which, of the step at hand. parent: the last intermediate image. changed: the last step that was not in the
+    cache, of this stage or of those that it stands on. inherited: so many of the layers came with the image that it, or
+    the stage below, stands on. written: bytes of layers, uncompressed.
     """
 
     work: StageWork
@@ -142,8 +150,10 @@ class StageRun(Struct):
     steps: int = 0
     dirty: bool = False
     far: bool = False
+    origin: str = ""
     parent: Digest | None = None
     changed: str = ""
+    written: int = 0
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -180,6 +190,7 @@ class Engine:
         self._lock = threading.Lock()
         self._made_runner: Runner | None = None
         self._fates: dict[int, Fate] = {}
+        self._selections: dict[FileStep, list[Part]] = {}
         self._titles = frozenset(
             lowered.title for stage in work.stages for lowered in stage.lowered if lowered.step is not None
         )
@@ -273,7 +284,8 @@ class Engine:
         done = [made.created for made in stage.made if made.created is not None] if stage.dirty or stage.far else []
         created = float(known) if known else done[-1] if done else time.time()
         if not known:
-            self._index.memoise("image created", fingerprint, repr(created))
+            # Of builds that come to the same image at once, all have to call it by one id.
+            created = float(self._index.agree("image created", fingerprint, repr(created)))
         return assemble(stage.base, state, stage.made, labels=labels, created=created)
 
     def _leave_intermediate(self, stage: StageRun) -> None:
@@ -338,6 +350,12 @@ class Engine:
         )
         return ImageResult(image.id, stage.config, stage.layers, image.manifest, stage.inherited)
 
+    def trail(self, index: int) -> tuple[Made, ...]:
+        """All that was carried out on the way from the base image to the end of a stage, through the stages below."""
+        stage = self._stages[index]
+        below = stage.work.plan.base.stage
+        return (*(() if below is None else self.trail(below)), *stage.made)
+
     def _notes(self, stage: StageRun) -> tuple[tuple[str, str], ...]:
         """The annotations of the image's manifest."""
         if not self._inline:
@@ -355,6 +373,11 @@ class Engine:
         """How many steps there were, and how many of them came from the cache."""
         return sum(s.steps for s in self._stages.values()), sum(s.cached for s in self._stages.values())
 
+    @property
+    def written(self) -> int:
+        """Bytes of the layers of steps that were done."""
+        return sum(stage.written for stage in self._stages.values())
+
     # ------------------------------------------------------------ steps
 
     def _do(self, stage: StageRun, lowered: Lowered) -> None:
@@ -364,6 +387,7 @@ class Engine:
         if self._stop.is_set():
             raise CancelledError("the build was stopped")
         stage.steps += 1
+        stage.origin = ""
         number = next(self._numbers)
         self._report(
             StepStarted(
@@ -424,12 +448,13 @@ class Engine:
                 error.source = error.source or lowered.source
                 error.span = error.span or lowered.instruction.span
             raise
+        stage.written += 0 if hit else record.size
         if record.layer is not None:
             stage.layers = (*stage.layers, record.layer)
         stage.made.append(Made(lowered, record.layer, record.created))
         stage.records.append(record)
         seconds = time.monotonic() - started
-        self._report(StepFinished(number, hit, seconds, record.size, record.files, "" if hit else why.reason))
+        self._report(StepFinished(number, hit, seconds, record.size, record.files, stage.origin if hit else why.reason))
 
     def _is_fresh(self, stage: StageRun, lowered: Lowered) -> bool:
         """Whether the step is to be done anew, whatever the cache has."""
@@ -442,10 +467,13 @@ class Engine:
 
     def _place(self, stage: StageRun, lowered: Lowered) -> Callable[[], Place]:
         """What makes, once it is wanted, what is known of a step beside its key."""
+        # By the time that it is wanted the stage may be further on.
+        now = replace(stage, made=list(stage.made))
 
         @functools.cache
         def make() -> Place:
-            return place_of(stage, lowered, self._work, self._titles)
+            parts, _ = self._parts(now, lowered, readable=True)
+            return place_of(now, lowered, self._work, self._titles, tuple(parts))
 
         return make
 
@@ -470,7 +498,7 @@ class Engine:
     def _taken(self, stage: StageRun, found: Found, parts: list[Part], place: Callable[[], Place]) -> Record:
         """A record that lies elsewhere; the store's own index has it as soon as the store has its layer."""
         assert self._remotes is not None
-        stage.far = True
+        stage.far, stage.origin = True, f"from {found.shelf.title}"
         record, written = found.record, found.written
         self._remotes.on_arrival(found, lambda: self._index.record(record, parts, place(), written))
         return record
@@ -541,8 +569,11 @@ class Engine:
                 hint="--require-cache lets no step be done anew",
             )
 
-    def _parts(self, stage: StageRun, lowered: Lowered) -> tuple[list[Part], list[bytes]]:
-        """What the step's result depends on, readable, and what of it may not be kept readable."""
+    def _parts(self, stage: StageRun, lowered: Lowered, *, readable: bool = False) -> tuple[list[Part], list[bytes]]:
+        """What the step's result depends on, and what of it may not be kept readable.
+
+        readable: each path that it takes of a context is a part, to be told; else a digest stands for them, in the key.
+        """
         chain = chain_ids(tuple(layer.diff_id for layer in stage.layers))
         parent = ("parent", chain[-1] if chain else "scratch")
         parts: list[Part] = [("platform", str(lowered.state.platform))]
@@ -556,9 +587,11 @@ class Engine:
                 for mount in step.mounts:
                     if isinstance(mount, BindMount):
                         selection = FileStep(mount.origin, (PathSource(mount.source, lowered.instruction.span),), "/")
-                        parts += [(f"mount {mount.target} {name}", value) for name, value in self._inputs(selection)]
+                        found = [*self._inputs(selection, readable=readable), *self._mounted(mount)]
+                        parts += [(f"mount {mount.target} {name}", value) for name, value in found]
             case FileStep() as step:
-                parts += [*([] if step.link else [parent]), *file_steps.step_parts(step), *self._inputs(step)]
+                parts += [*([] if step.link else [parent]), *file_steps.step_parts(step)]
+                parts += self._inputs(step, readable=readable)
             case None:
                 raise AssertionError(lowered)
         for secret in lowered.secrets:
@@ -579,15 +612,15 @@ class Engine:
                     found.append(hmac.digest(self._store.own_key(), sources[mount.id].read(), "sha256"))
         return found
 
-    def _inputs(self, step: FileStep) -> list[Part]:
-        """What of the files that a step takes counts for its key.
+    def _inputs(self, step: FileStep, *, readable: bool) -> list[Part]:
+        """What of the files that a step takes counts for its key. readable: a part for each path of a context.
 
         The files of a stage or an image are named by their layers, so what a selection of them amounts to is worked out
         once and remembered.
         """
         layers = self._layers(step.origin)
         if layers is None or not any(isinstance(source, PathSource) for source in step.sources):
-            return file_steps.inputs(step, self._view(step.origin), self._fetcher(step))
+            return self._selected(step) if readable else [("files", self._selection(step))]
         question = key(
             [
                 *(("layer", layer.diff_id) for layer in layers),
@@ -600,6 +633,41 @@ class Engine:
             answer = self._index.fold(file_steps.inputs(step, self._view(step.origin)))
             self._index.memoise("selection", question, answer)
         return [("files", answer)]
+
+    def _mounted(self, mount: BindMount) -> list[Part]:
+        """What a RUN sees of the very directory that it mounts from layers. One of a context is made for it."""
+        layers = self._layers(mount.origin)
+        if layers is None:
+            return []
+        question = key([*(("layer", layer.diff_id) for layer in layers), ("path", mount.source)])
+        answer = self._index.memo("mounted", question)
+        if answer is None:
+            view = self._view(mount.origin)
+            entry = view.entry(view.resolve(os.fsencode(mount.source.strip("/"))))
+            answer = f"{entry.mode:o} {entry.uid}:{entry.gid}" if entry is not None else "missing"
+            self._index.memoise("mounted", question, answer)
+        return [("top", answer)]
+
+    def _selection(self, step: FileStep) -> str:
+        """A digest of all that a step takes of a context; where nothing has changed since, no file is looked into."""
+        files = self._view(step.origin)
+        stamp = file_steps.stamp(step, files) if isinstance(files, Directory) else None
+        question = ""
+        if stamp is not None:
+            question = key([("stamp", stamp[0]), *file_steps.step_parts(step)])
+            known = self._index.memo("selection", question)
+            if known is not None:
+                return known
+        answer = key(self._selected(step))
+        if stamp is not None and stamp[1]:
+            self._index.memoise("selection", question, answer)
+        return answer
+
+    def _selected(self, step: FileStep) -> list[Part]:
+        """What a step takes of a context, a part for each path."""
+        if step not in self._selections:
+            self._selections[step] = file_steps.inputs(step, self._view(step.origin), self._fetcher(step))
+        return self._selections[step]
 
     def _perform(self, stage: StageRun, lowered: Lowered, number: int, identity: str, started: float) -> Record:
         """Carry the step out and write what it changed as a layer."""
@@ -660,7 +728,9 @@ class Engine:
 
         with self._lock:
             if self._made_runner is None:
-                self._report(TierChosen(self._ground.tier, self._ground.reason))
+                reason, shared = self._ground.reason, self._ground.shared
+                reason += f"; RUN shares this machine's network: {shared}" if shared else ""
+                self._report(TierChosen(self._ground.tier, reason))
                 self._made_runner = Runner(
                     self._store,
                     self._ground.executor(),
@@ -673,7 +743,7 @@ class Engine:
             return self._made_runner
 
 
-def place_of(stage: StageRun, lowered: Lowered, work: Work, titles: frozenset[str]) -> Place:
+def place_of(stage: StageRun, lowered: Lowered, work: Work, titles: frozenset[str], parts: tuple[Part, ...]) -> Place:
     """What is known of a step beside its key, in the words of the build file and without secrets."""
     before = stage.made[-1].lowered.state if stage.made else stage.work.first
     step = lowered.step
@@ -709,6 +779,7 @@ def place_of(stage: StageRun, lowered: Lowered, work: Work, titles: frozenset[st
         titles,
         tuple(names),
         stage.changed,
+        parts,
     )
 
 

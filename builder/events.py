@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 if TYPE_CHECKING:
+    from builder.lint.efficiency import Efficiency
     from builder.model import BuildResult, Finding, Plan
 
 
@@ -51,7 +52,10 @@ class StepOutput(Struct, frozen=True):
 
 
 class StepFinished(Struct, frozen=True):
-    """The step is done. size: bytes it added, uncompressed; files: entries in its layer; reason: why it was no hit."""
+    """The step is done. size: bytes it added, uncompressed; files: entries in its layer.
+
+    reason: why it was not in the cache; of one that was found in a cache outside the store, which.
+    """
 
     step: int
     cached: bool
@@ -90,6 +94,12 @@ class ExportFinished(Struct, frozen=True):
     what: str
     seconds: float
     size: int = 0
+
+
+class Inspected(Struct, frozen=True):
+    """The layers were looked at; what was found came as `Warned`."""
+
+    efficiency: Efficiency
 
 
 class TransferStarted(Struct, frozen=True):
@@ -138,6 +148,7 @@ Event = (
     | Warned
     | ExportStarted
     | ExportFinished
+    | Inspected
     | TransferStarted
     | BlobMoved
     | TransferFinished

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from builder.errors import UnsupportedError
 
@@ -24,7 +25,10 @@ CHROOT = "pod"
 FILES_ONLY = "hardened"
 """The tier with nothing but files; a RUN takes proot there."""
 
-FORCIBLE = {"auto", "namespaces", *NAMESPACES, "chroot", "proot"}
+RUNTIMES = ("crun", "runc")
+"""The OCI runtimes that can run RUNs, in the tiers with namespaces."""
+
+FORCIBLE = ("auto", "namespaces", *NAMESPACES, "chroot", "proot", *RUNTIMES)
 REQUIRABLE = ("namespaces", "chroot", "proot")
 """What can be asked for as the least, the strongest first."""
 
@@ -33,7 +37,9 @@ class Isolation(Struct, frozen=True):
     """A chosen tier. reason: why this one and no better one. hint: what would give a better one, or empty.
 
     userns: this process is in a user namespace, where overlayfs keeps its marks in `user.overlay.*`. proot: the
-    program that RUNs are run by in the tier with nothing else, or empty.
+    program that RUNs are run by in the tier with nothing else, or empty. runtime: the path of an OCI runtime that is to
+    run them, or empty. network: the path of the program by which a RUN gets a network of its own, or empty; shared: why
+    it is empty, so that RUNs share this machine's network.
     """
 
     tier: str
@@ -41,10 +47,13 @@ class Isolation(Struct, frozen=True):
     hint: str = ""
     userns: bool = False
     proot: str = ""
+    runtime: str = ""
+    network: str = ""
+    shared: str = "there are no namespaces in this tier"
 
     @property
     def mechanism(self) -> str:
-        """What isolates a RUN: one of REQUIRABLE, or empty when there is no RUN."""
+        """What isolates a RUN: one of REQUIRABLE, or empty when there is no RUN. A runtime does it by namespaces."""
         if self.tier in NAMESPACES:
             return "namespaces"
         if self.tier == CHROOT:
@@ -66,9 +75,14 @@ class Isolation(Struct, frozen=True):
                 f"RUN can not work in tier {self.tier}: {self.reason}",
                 hint=f"{self.hint}; or install proot" if self.hint else "install proot",
             )
+        single = self.tier == "rootless-single"
+        if self.runtime:
+            from builder.executors.runtime import RuntimeExecutor
+
+            return RuntimeExecutor(self.tier, self.runtime, userns=self.userns, single=single, network=self.network)
         from builder.executors.namespaces import NamespaceExecutor
 
-        return NamespaceExecutor(self.tier, userns=self.userns, single=self.tier == "rootless-single")
+        return NamespaceExecutor(self.tier, userns=self.userns, single=single, network=self.network)
 
     def snapshots(self, store: Store) -> Snapshots:
         """The snapshots that its executor can mount: an overlay where the store's file system can carry one."""
@@ -88,14 +102,53 @@ class Isolation(Struct, frozen=True):
 def choose(forced: str = "auto") -> Isolation:
     """Choose the tier, and enter its user namespace if it has one. Once, before any thread exists.
 
-    forced: `auto`, `namespaces` (the best of its tiers), a tier's name, `chroot` or `proot`. With `auto` there is
-    always an answer: where no RUN can work, COPY, ADD and the rest still do, and asking for an executor says why.
-    UnsupportedError when what was forced can not be had.
+    forced: `auto`, `namespaces` (the best of its tiers), a tier's name, `chroot`, `proot`, or an OCI runtime's name (by
+    it, in the best of those tiers). With `auto` there is always an answer: where no RUN can work, COPY, ADD and the
+    rest still do, and asking for an executor says why. UnsupportedError when what was forced can not be had.
     """
     if forced not in FORCIBLE:
-        names = ", ".join(("auto", "namespaces", *NAMESPACES, "chroot", "proot"))
-        raise UnsupportedError(f"isolation {forced!r} is not supported", hint=f"there are: {names}")
-    return _choose(forced)
+        raise UnsupportedError(f"isolation {forced!r} is not supported", hint=f"there are: {', '.join(FORCIBLE)}")
+    if forced not in RUNTIMES:
+        return _connected(_choose(forced))
+    path = runtime_path(forced)
+    if not path:
+        raise UnsupportedError(
+            f"isolation {forced} is not to be had: there is no {forced} on PATH",
+            hint=f"install the package {forced}, or choose {' or '.join(n for n in RUNTIMES if n != forced)}",
+        )
+    found = _connected(_choose("namespaces"))
+    return replace(found, reason=f"{found.reason}; RUN by {path}", runtime=path)
+
+
+def _connected(found: Isolation) -> Isolation:
+    """The tier with what its networks take."""
+    if found.tier not in NAMESPACES:
+        return found
+    program, problem = connector()
+    return replace(found, network=program, shared=problem)
+
+
+def connector() -> tuple[str, str]:
+    """The path of the program that connects a network namespace, or empty and why there is none.
+
+    slirp4netns comes first: it is ready in a sixth of the time, and a RUN reaches this machine's own address with it as
+    with docker's bridge; pasta gives that address to the RUN.
+    """
+    paths = (f"{folder}/{name}" for name in ("slirp4netns", "pasta") for folder in os.get_exec_path() if folder)
+    program = next((path for path in paths if os.access(path, os.X_OK)), "")
+    if not program:
+        return "", "there is no slirp4netns or pasta on PATH"
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return "", f"/dev/net/tun can not be opened: {error.strerror}"
+    return program, ""
+
+
+def runtime_path(name: str) -> str:
+    """Where a runtime is installed, or empty. Debian keeps runc where ordinary users do not look."""
+    folders = (folder for folder in (*os.get_exec_path(), "/usr/sbin", "/sbin") if folder)
+    return next((path for folder in folders if os.access(path := f"{folder}/{name}", os.X_OK)), "")
 
 
 def require(found: Isolation, least: str) -> None:

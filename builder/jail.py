@@ -61,8 +61,7 @@ def _child(control: _socket.socket, request: dict[str, Any], code: bytes) -> NoR
     except BaseException as error:
         # Whatever it is, it is the builder's to tell; this process has nobody to tell it to.
         try:
-            text = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
-            sandbox.send_frame(control, ("failed", getattr(error, "errno", 0) or 0, text))
+            sandbox.send_frame(control, sandbox.failure(error))
         finally:
             os._exit(sandbox.FAILED)
     os._exit(sandbox.FAILED)

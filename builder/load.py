@@ -255,7 +255,7 @@ class _Intake:
         found: dict[str, list[str]] = {}
         for repository, tags in table.items() if isinstance(table, dict) else ():
             for tag, top in tags.items() if isinstance(tags, dict) else ():
-                if not isinstance(top, str) or not _WORD.fullmatch(top):
+                if not isinstance(top, str) or not top or not _WORD.fullmatch(top):
                     raise CorruptError(f"{self._files.title}: repositories does not name layers")
                 found.setdefault(top, []).append(f"{repository}:{tag}")
         return [(self._ancient_image(top), tuple(names)) for top, names in found.items()]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from builder.lint.settings import Settings
     from grammar.instructions import Dockerfile, Instruction, Stage
     from grammar.source import Source, Span
 
@@ -94,12 +95,43 @@ class CacheUse(Struct, frozen=True):
     secrets: bool = False
 
 
+class Budget(Struct, frozen=True):
+    """What an image may take, in uncompressed bytes of file contents; None for no limit.
+
+    max_size: all layers. max_layer: each layer that is not the base's. max_waste: bytes that are shipped and not seen,
+    those of the base not counted; waste_percent: the same in hundredths of what the own layers ship.
+    """
+
+    max_size: int | None = None
+    max_layer: int | None = None
+    max_waste: int | None = None
+    waste_percent: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there is any limit."""
+        return self != Budget()
+
+
+class LintUse(Struct, frozen=True):
+    """What is to be said of the layers that a build makes. layers: whether their rules run.
+
+    error: a finding that is at least a warning, or what the settings say, fails the build, before any name moves. A
+    budget that is overrun does so in any case. settings: of the configuration; the rules on the syntax then run, too.
+    """
+
+    layers: bool = False
+    error: bool = False
+    budget: Budget = Budget()
+    settings: Settings | None = None
+
+
 class CachePlace(Struct, frozen=True):
     """One `--cache-from` or `--cache-to`. place: a folder, or a reference in full; nothing for inline.
 
     mode: max for every step, min for those that the image consists of. required: a cache that can not be written fails
-    the build. mounts: the folders of cache mounts are kept there, too; mounts_max: in so many bytes. insecure: the
-    registry's certificate is not checked, and it may speak plain HTTP.
+    the build. mounts: the folders of cache mounts are kept there, too; mounts_max: in so many bytes. keep: so many
+    bytes a folder may take in all, 0 for any number. insecure: the registry's certificate is not checked, and it may
+    speak plain HTTP.
     """
 
     type: Literal["local", "registry", "inline"]
@@ -108,6 +140,7 @@ class CachePlace(Struct, frozen=True):
     required: bool = False
     mounts: bool = True
     mounts_max: int = 2 << 30
+    keep: int = 0
     insecure: bool = False
 
 
@@ -135,6 +168,7 @@ class BuildRequest(Struct, frozen=True):
     run: RunOptions = RunOptions()
     ignore_file: str = ""
     cache: CacheUse = CacheUse()
+    lint: LintUse = LintUse()
     cache_from: tuple[CachePlace, ...] = ()
     cache_to: tuple[CachePlace, ...] = ()
     pull: str = "missing"
@@ -477,7 +511,10 @@ class ImageResult(Struct, frozen=True):
 
 
 class BuildResult(Struct, frozen=True):
-    """What a build made. names: the full references that point at the image now."""
+    """What a build made. names: the full references that point at the image now.
+
+    written: bytes of the layers of steps that were not in the cache, uncompressed.
+    """
 
     image: ImageResult
     names: tuple[str, ...] = ()
@@ -485,3 +522,4 @@ class BuildResult(Struct, frozen=True):
     cached: int = 0
     seconds: float = 0.0
     findings: tuple[Finding, ...] = ()
+    written: int = 0

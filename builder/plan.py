@@ -106,6 +106,9 @@ def plan(
     findings: list[Finding] = []
     errors: list[BuildError] = []
     bases, scopes = _bases(stages, scope, host, findings, errors)
+    # An ARG without a value is declared, and empty: BuildKit says nothing of it.
+    declared = {f"FROM argument '{pair.name}' is not declared" for arg in dockerfile.global_args for pair in arg.pairs}
+    findings = [finding for finding in findings if finding.message not in declared]
     last = stages[-1].index
     with gathered(errors):
         last = _target(target, stages, scope)

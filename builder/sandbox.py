@@ -8,9 +8,10 @@ is ever left to unmount, not even by a crash.
 
 It imports nothing of this project and little of the standard library, since its start is paid by the first RUN.
 
-Protocol: one message on standard input per RUN carries two descriptors, the RUN's socket and the pipe for its output.
-On the RUN's socket the request comes in as one frame (length, then marshal: both ends are one interpreter), and frames
-of `made`, `failed` and `exit` go out. Shutting down the sending side kills the RUN.
+Protocol: one message on standard input per RUN carries two descriptors, the RUN's socket and the pipe for its output,
+and one byte, which says what network the RUN gets. On the RUN's socket the request comes in as one frame (length, then
+marshal: both ends are one interpreter), and frames of `shared`, `made`, `failed` and `exit` go out. Shutting down the
+sending side kills the RUN.
 """
 
 from __future__ import annotations
@@ -79,7 +80,11 @@ LINKS = (
 )
 SYMLINKS_AT_MOST = 255
 
+MSG_CMSG_CLOEXEC = 0x40000000
 NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125
+
+WITHOUT_NETWORK, WITH_NETWORK, WITH_NETWORK_TO_SPOIL = b"-", b"+", b"!"
+"""What a request's first byte says: no namespace is to be joined; one is; one is, and no other RUN gets it after."""
 
 
 # ---------------------------------------------------------------- system calls
@@ -106,6 +111,11 @@ def unshare(flags: int) -> None:
 
 def _setns(fd: int, kind: int) -> None:
     _result(libc.setns(fd, ctypes.c_int(kind)), "setns")
+
+
+def enter_mounts(fd: int) -> None:
+    """Join the mount namespace that a descriptor is of. / and the current folder are its root from here on."""
+    _setns(fd, CLONE_NEWNS)
 
 
 def propagation(flags: int) -> None:
@@ -159,6 +169,11 @@ def attach(mount: int, target: int) -> None:
         os.close(target)
 
 
+def detach(path: str) -> None:
+    """Take away the mount at a path, and all in it."""
+    _result(libc.umount2(os.fsencode(path), MNT_DETACH), f"umount {path}")
+
+
 def open_in_root(root: int, path: str, flags: int = os.O_PATH) -> int:
     """Open `path` with `root` as /, whatever symlinks say; flags as for open(2)."""
     how = (flags | os.O_CLOEXEC).to_bytes(8, sys.byteorder) + bytes(8)
@@ -175,8 +190,8 @@ def _prctl(option: int, value: int, what: str) -> None:
 
 def in_user_namespace() -> bool:
     """Whether this process sees other ids than the kernel does."""
-    with open("/proc/self/uid_map", encoding="ascii") as lines:
-        return lines.read().split() != ["0", "0", "4294967295"]
+    with open("/proc/self/uid_map", "rb") as lines:
+        return lines.read().split() != [b"0", b"0", b"4294967295"]
 
 
 def attempt(act: Callable[[], None]) -> OSError | None:
@@ -297,6 +312,15 @@ def try_user_namespace() -> None:
     try_mounts()
 
 
+def stand_for(uid: int, gid: int) -> None:
+    """Enter a user namespace in which this process's only user and group have other numbers."""
+    unshare(CLONE_NEWUSER)
+    for name, inside in (("uid_map", uid), ("gid_map", gid)):
+        file = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(file, b"%d 0 1" % inside)
+        os.close(file)
+
+
 def _start_helper(act: Callable[[int], str]) -> Callable[[], str]:
     """Fork a process that stays outside. The result, called after unshare(2), lets it act on this process's maps."""
     go_reading, go = os.pipe()
@@ -387,9 +411,9 @@ _ARCHITECTURES = {
 # io_uring, the newer mount calls, pidfd_getfd, process_madvise, quotactl_fd, set_mempolicy_home_node, lsm_*.
 _DENIED_EVERYWHERE = "425-433 438 440 442-443 450 459-461"
 _CLONE3, _LAST_KNOWN, _ARM_PRIVATE = 435, 466, 0xF0001
-_NAMESPACE_FLAGS = 0x7E020000
-_PERSONALITIES = (0, 8, 0x20000, 0x20008, 0xFFFFFFFF)
-_AF_ALG, _AF_VSOCK = 38, 40
+NAMESPACE_FLAGS = 0x7E020000
+PERSONALITIES = (0, 8, 0x20000, 0x20008, 0xFFFFFFFF)
+AF_ALG, AF_VSOCK = 38, 40
 
 # The calls that need a second id, for a user namespace with one: chown and set*id in all spellings; then mknod (its
 # mode is argument 1) and mknodat (argument 2), answered for devices only. These and no others are answered "done".
@@ -457,9 +481,9 @@ def docker_filter() -> bytes:
         code += _on(_GREATER, _LAST_KNOWN, unknown)
         code += _within(_DENIED_EVERYWHERE, refused) + _within(denied, refused)
         allow, refuse = _instruction(_RETURN, _ALLOW), _instruction(_RETURN, refused)
-        code += _when(clone, 0, [*_on(_ANY_BIT, _NAMESPACE_FLAGS, refused), allow])
-        code += _when(socket, 0, [*_on(_EQUAL, _AF_ALG, refused), *_on(_EQUAL, _AF_VSOCK, refused), allow])
-        code += _when(personality, 0, [x for p in _PERSONALITIES for x in _on(_EQUAL, p, _ALLOW)] + [refuse])
+        code += _when(clone, 0, [*_on(_ANY_BIT, NAMESPACE_FLAGS, refused), allow])
+        code += _when(socket, 0, [*_on(_EQUAL, AF_ALG, refused), *_on(_EQUAL, AF_VSOCK, refused), allow])
+        code += _when(personality, 0, [x for p in PERSONALITIES for x in _on(_EQUAL, p, _ALLOW)] + [refuse])
         blocks[architecture] = code
     return _per_architecture(blocks, unknown)
 
@@ -717,13 +741,123 @@ def _open_path(path: str) -> int:
     return os.open(path, os.O_PATH | os.O_CLOEXEC)
 
 
-class _Run:
+# ---------------------------------------------------------------- networks
+
+# Where each of the programs answers for this machine's resolvers, in the namespace; then its arguments: the namespace
+# is its standard input, its first word on descriptor 1 or 3 says that it is ready.
+_CONNECTORS = {
+    "slirp4netns": (
+        b"10.0.2.3",
+        ("--configure", "--mtu=65520", "--disable-host-loopback", "--enable-sandbox", "--ready-fd=3",
+         "--netns-type=path", "/proc/self/fd/0", "eth0"),
+    ),
+    "pasta": (
+        b"169.254.1.1",
+        ("--foreground", "--quiet", "--config-net", "--no-map-gw", "-t", "none", "-u", "none", "-T", "none",
+         "-U", "none", "--dns-forward", "169.254.1.1", "--pid", "/proc/self/fd/1", "--netns-only",
+         "--netns", "/proc/self/fd/0"),
+    ),
+}  # fmt: skip
+
+
+class Network:
+    """A network namespace with a way out, by a program that stands in both: slirp4netns or pasta, by its path.
+
+    What listens on this machine's loopback addresses is not reached from it, and nothing reaches into it. It is made at
+    once, and ready a little later.
+    """
+
+    def __init__(self, program: str) -> None:
+        name = os.path.basename(program)
+        self.resolver, arguments = _CONNECTORS[name]
+        self.namespace = _new_network()
+        self._ready, ready = os.pipe()
+        self._log = os.memfd_create("log")
+        actions = [
+            (os.POSIX_SPAWN_DUP2, self.namespace, 0),
+            (os.POSIX_SPAWN_DUP2, ready, 1),
+            (os.POSIX_SPAWN_DUP2, self._log, 2),
+            (os.POSIX_SPAWN_DUP2, ready, 3),
+        ]
+        # pasta does not stay root, whom alone the namespace obeys; it goes into an empty root by itself.
+        root = ("--runas", "0:0") if name == "pasta" and not in_user_namespace() else ()
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+        try:
+            self._pid = os.posix_spawn(
+                program, [name, *root, *arguments], environment, file_actions=actions, setsigdef=(SIGPIPE, SIGXFSZ)
+            )
+        finally:
+            os.close(ready)
+
+    def problem(self) -> str:
+        """Wait until it is ready. What went wrong, or empty."""
+        poll = select.poll()
+        poll.register(self._ready, select.POLLIN)
+        if any(event & select.POLLIN for _, event in poll.poll(10_000)):
+            return ""
+        lines = os.pread(self._log, 1 << 12, 0).decode("utf-8", "replace").split("\n")
+        return next((line for line in reversed(lines) if line), "it does not get ready")
+
+    def usable(self) -> bool:
+        """Whether its program still runs."""
+        return os.waitpid(self._pid, os.WNOHANG)[0] == 0
+
+    def close(self) -> None:
+        """End it. The program must not have been found ended."""
+        os.kill(self._pid, SIGKILL)
+        os.waitpid(self._pid, 0)
+        for fd in (self.namespace, self._ready, self._log):
+            os.close(fd)
+
+
+def _new_network() -> int:
+    """A descriptor of a new network namespace. Made by a child: in a user namespace there is no way back from it."""
+    ours, theirs = _socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            unshare(CLONE_NEWNET)
+            _loopback_up()
+            fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            theirs.sendmsg([b"+"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))])
+            os._exit(0)
+        except OSError as error:
+            theirs.send((error.strerror or "no network").encode())
+        finally:
+            os._exit(1)
+    theirs.close()
+    said, rights, _, _ = ours.recvmsg(1000, 256, MSG_CMSG_CLOEXEC)
+    ours.close()
+    os.waitpid(pid, 0)
+    if not rights:
+        raise OSError(0, said.decode("utf-8", "replace"))
+    return int.from_bytes(rights[0][2][:4], sys.byteorder)
+
+
+def forwarding(configuration: bytes, resolver: bytes) -> bytes:
+    """The resolver configuration of a network whose program answers at `resolver`, from this machine's own.
+
+    Its other resolvers are kept as far as they can be reached from there: by IPv4, and not on a loopback address.
+    """
+    others = []
+    for line in configuration.splitlines():
+        words = line.split()
+        if words[:1] == [b"nameserver"] and (len(words) != 2 or words[1].startswith(b"127.") or b":" in words[1]):
+            continue
+        others.append(line)
+    return b"\n".join([b"nameserver " + resolver, *others, b""])
+
+
+class Run:
     """One RUN, in the child that becomes it. Methods are called once, in the order of `start`."""
 
-    def __init__(self, request: dict[str, Any], output: int, builder: _socket.socket) -> None:
+    def __init__(
+        self, request: dict[str, Any], output: int, builder: _socket.socket, network: Network | None = None
+    ) -> None:
         self.request = request
         self.output = output
         self.builder = builder
+        self.network = network
         self.root = -1
         self.scratch = -1
         # Docker lets a RUN make device nodes and has a device cgroup refuse to open them; mounts without devices do the
@@ -734,11 +868,24 @@ class _Run:
 
     def start(self, filters: Sequence[bytes]) -> NoReturn:
         """Become the command."""
+        self.leave()
+        self.make_root()
+        self._mount_all()
+        os.fchdir(self.root)
+        _result(libc.pivot_root(b".", b"."), "pivot_root")
+        detach(".")
+        os.chdir("/")
+        self._become(filters)
+
+    def leave(self) -> None:
+        """Leave session, keyring and namespaces of the builder."""
         request = self.request
         libc.setsid()
         new_keyring()
         kinds = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
         unshare(kinds | (CLONE_NEWNET if request["network"] == "none" else 0))
+        if self.network is not None:
+            self._join_network(self.network)
         try:
             unshare(CLONE_NEWCGROUP)
         except OSError as error:
@@ -750,17 +897,19 @@ class _Run:
         _result(libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
         propagation(MS_PRIVATE)
         os.umask(0o022)
-        self._make_root()
-        self._mount_all()
-        os.fchdir(self.root)
-        _result(libc.pivot_root(b".", b"."), "pivot_root")
-        _result(libc.umount2(b".", MNT_DETACH), "umount of the old root")
-        os.chdir("/")
-        self._become(filters)
+
+    def _join_network(self, network: Network) -> None:
+        problem = network.problem()
+        if problem:
+            send_frame(self.builder, ("shared", problem))
+            return
+        _setns(network.namespace, CLONE_NEWNET)
+        self.request["resolv_conf"] = forwarding(self.request["resolv_conf"], network.resolver)
 
     # -- the root and its mount points
 
-    def _make_root(self) -> None:
+    def make_root(self) -> None:
+        """Mount the root, attached to the scratch file system as `root`, with all the mount points it needs."""
         kind, *root = self.request["root"]
         near = os.path.dirname(root[2] if kind == "overlay" else root[0])
         # Everything outside is opened before the scratch file system covers a part of it.
@@ -940,14 +1089,22 @@ class _Run:
         return clone_tree(name, recursive=False)
 
     def _mount_all(self) -> None:
-        insecure, userns = self.request["insecure"], self.request["userns"]
         self._at("proc", filesystem("proc", (), NOSUID | NODEV | NOEXEC))
-        unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-        self._at("sys", _sys(0 if insecure else RDONLY))
-        self._cgroup(unified, 0 if insecure else RDONLY)
-        self._dev(userns)
-        if not insecure:
+        self.mount_system()
+        if not self.request["insecure"]:
             self._mask()
+        self.mount_requested()
+
+    def mount_system(self) -> None:
+        """Mount /sys and /dev."""
+        attributes = 0 if self.request["insecure"] else RDONLY
+        unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+        self._at("sys", _sys(attributes))
+        self._cgroup(unified, attributes)
+        self._dev(self.request["userns"])
+
+    def mount_requested(self) -> None:
+        """Mount what the RUN asks for, and /etc/hosts and /etc/resolv.conf."""
         for target, kind, make, arguments in self.mounts:
             self._at(target, make(*arguments), kind)
 
@@ -1065,33 +1222,44 @@ class _Run:
 
     # -- the process
 
-    def _become(self, filters: Sequence[bytes]) -> NoReturn:
-        request = self.request
-        uid, gid = request["uid"], request["gid"]
-        null = os.open("/dev/null", os.O_RDONLY)
+    def stand(self, null: int) -> None:
+        """Standard input at its end, output to the builder; only the builder's socket is open until the next exec."""
         os.dup2(null, 0)
-        if uid:
+        if self.request["uid"]:
             # /dev/stdout is opened anew by programs that run as another user.
-            _chown(self.output, uid, gid)
+            _chown(self.output, self.request["uid"], self.request["gid"])
         os.dup2(self.output, 1)
         os.dup2(self.output, 2)
         close_others(self.builder.fileno())
+
+    def take_ids(self) -> None:
+        """Become the user with its groups. OSError names them."""
+        request = self.request
+        uid, gid = request["uid"], request["gid"]
+        if request["single"]:
+            return  # `stand_for` gave it the only id there is
+        try:
+            os.setgroups(request["groups"])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        except OSError as error:
+            ids = ",".join(str(n) for n in (gid, *request["groups"]))
+            raise OSError(error.errno, f"user {uid} with groups {ids}: {os.strerror(error.errno or 0)}") from None
+
+    def _become(self, filters: Sequence[bytes]) -> NoReturn:
+        request = self.request
+        self.stand(os.open("/dev/null", os.O_RDONLY))
         enter_folder(request["cwd"])
         limit(request["ulimits"])
         # Python ignores these two; handlers end by themselves with exec, and `main` saw to the others.
         default_signals((SIGPIPE, SIGXFSZ))
+        if request["single"] and (request["uid"] or request["gid"]):
+            stand_for(request["uid"], request["gid"])
         if not request["insecure"]:
             bound_capabilities()
             for code in filters:
                 install_filter(code)
-        if not request["single"]:
-            try:
-                os.setgroups(request["groups"])
-                os.setresgid(gid, gid, gid)
-                os.setresuid(uid, uid, uid)
-            except OSError as error:
-                ids = ",".join(str(n) for n in (gid, *request["groups"]))
-                raise OSError(error.errno, f"user {uid} with groups {ids}: {os.strerror(error.errno or 0)}") from None
+        self.take_ids()
         execute(request["argv"], [os.fsencode(e) for e in request["env"]])
 
 
@@ -1210,6 +1378,11 @@ def _lower(one: int, other: int) -> int:
     return max(one, other) if -1 in {one, other} else min(one, other)
 
 
+def ask_to_be_traced() -> bool:
+    """Have the parent trace this process, so that it stops at its next exec. Returns whether that is allowed."""
+    return bool(libc.ptrace(ctypes.c_long(0), ctypes.c_long(0), None, None) == 0)
+
+
 def execute(argv: Sequence[str], environment: Sequence[bytes]) -> NoReturn:
     """Execute argv, looked up on the environment's PATH when it has no slash. Ends with 127 or 126 when that fails."""
     name = argv[0]
@@ -1268,85 +1441,143 @@ def _receive_exactly(sock: _socket.socket, size: int) -> bytes:
     return data
 
 
-def _child(sock: _socket.socket, output: int, filters: dict[bool, list[bytes]]) -> NoReturn:
+def failure(error: BaseException) -> tuple[str, int, str]:
+    """The message that tells the builder of a set-up that failed."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+    return ("failed", getattr(error, "errno", 0) or 0, text)
+
+
+def _child(
+    kind: type[Run],
+    sock: _socket.socket,
+    output: int,
+    network: Network | None,
+    filters: dict[bool, list[bytes]],
+) -> NoReturn:
     try:
         request = receive_frame(sock)
         if request is not None:
-            _Run(request, output, sock).start(filters[request["single"]])
+            kind(request, output, sock, network).start(filters[request["single"]])
     except BaseException as error:
         # Whatever it is, it is the builder's to tell; this process has nobody to tell it to.
         try:
-            text = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
-            send_frame(sock, ("failed", getattr(error, "errno", 0) or 0, text))
+            send_frame(sock, failure(error))
         finally:
             os._exit(FAILED)
     os._exit(FAILED)
 
 
-def serve() -> None:
-    """Fork RUNs until standard input ends."""
-    control = _socket.socket(fileno=0)
-    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    docker = docker_filter()
-    filters = {False: [docker], True: [pretending_filter(), docker]}
-    running: dict[int, tuple[int, int, _socket.socket]] = {}
-    stopped: set[int] = set()
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    while True:
-        for fd, _ in poll.poll():
-            if fd == 0:
-                received = control.recvmsg(1, 256, 0x40000000)
-                if not received[0]:
-                    return  # and with this process all of its pid namespace
-                data = received[1][0][2]
-                sock_fd, output = (int.from_bytes(data[i : i + 4], sys.byteorder) for i in (0, 4))
-                sock = _socket.socket(fileno=sock_fd)
-                try:
-                    # The next fork is process 1 of a new pid namespace; then ours again, for the one after.
-                    unshare(CLONE_NEWPID)
-                    pid = os.fork()
-                    if pid == 0:
-                        _child(sock, output, filters)
-                    _setns(home, CLONE_NEWPID)
-                except OSError as error:
-                    send_frame(sock, ("failed", error.errno, error.strerror))
-                    sock.close()
-                    os.close(output)
-                    continue
-                os.close(output)
-                pidfd = os.pidfd_open(pid)
-                running[pidfd] = running[sock.fileno()] = (pid, pidfd, sock)
-                poll.register(pidfd, select.POLLIN)
-                poll.register(sock, select.POLLRDHUP)
-            elif fd in running:
-                pid, pidfd, sock = running[fd]
-                if fd != pidfd:
-                    stopped.add(fd)
-                    poll.unregister(fd)
-                    os.kill(pid, SIGKILL)
-                    continue
-                _, status = os.waitpid(pid, 0)
-                code = os.waitstatus_to_exitcode(status)
-                for known in (pidfd, sock.fileno()):
-                    del running[known]
-                    if known not in stopped:
-                        poll.unregister(known)
-                stopped.discard(sock.fileno())
-                try:
-                    send_frame(sock, ("exit", code if code >= 0 else 128 - code))
-                except BrokenPipeError:
-                    code = -1  # the builder is gone, and so will be this process
-                os.close(pidfd)
-                sock.close()
+class _Server:
+    """Forks RUNs of a kind. program: what connects network namespaces, or empty."""
+
+    def __init__(self, kind: type[Run], program: str) -> None:
+        self._kind = kind
+        self._program = program
+        self._home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        docker = docker_filter()
+        self._filters = {False: [docker], True: [pretending_filter(), docker]}
+        self._poll = select.poll()
+        self._running: dict[int, _Running] = {}
+        self._networks: list[Network] = []
+
+    def serve(self) -> None:
+        """Fork RUNs until standard input ends."""
+        control = _socket.socket(fileno=0)
+        self._poll.register(0, select.POLLIN)
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd == 0:
+                    received = control.recvmsg(1, 256, MSG_CMSG_CLOEXEC)
+                    if not received[0]:
+                        return  # and with this process all of its pid namespace
+                    data = received[1][0][2]
+                    sock, output = (int.from_bytes(data[i : i + 4], sys.byteorder) for i in (0, 4))
+                    self._start(received[0], _socket.socket(fileno=sock), output)
+                elif fd in self._running:
+                    run = self._running[fd]
+                    if fd == run.pidfd:
+                        self._end(run)
+                    else:
+                        run.stopped = True
+                        self._poll.unregister(fd)
+                        os.kill(run.pid, SIGKILL)
+
+    def _start(self, kind: bytes, sock: _socket.socket, output: int) -> None:
+        try:
+            network = self._network() if kind != WITHOUT_NETWORK and self._program else None
+            # The next fork is process 1 of a new pid namespace; then ours again, for the one after.
+            unshare(CLONE_NEWPID)
+            pid = os.fork()
+            if pid == 0:
+                _child(self._kind, sock, output, network, self._filters)
+            _setns(self._home, CLONE_NEWPID)
+        except OSError as error:
+            send_frame(sock, ("failed", error.errno, error.strerror))
+            sock.close()
+            return
+        finally:
+            os.close(output)
+        run = _Running(pid, sock, network, kind == WITH_NETWORK)
+        self._running[run.pidfd] = self._running[sock.fileno()] = run
+        self._poll.register(run.pidfd, select.POLLIN)
+        self._poll.register(sock, select.POLLRDHUP)
+
+    def _end(self, run: _Running) -> None:
+        _, status = os.waitpid(run.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self._poll.unregister(run.pidfd)
+        if not run.stopped:
+            self._poll.unregister(run.sock)
+        for fd in (run.pidfd, run.sock.fileno()):
+            del self._running[fd]
+        if run.network is not None:
+            self._take_back(run.network, keep=run.keep)
+        try:
+            send_frame(run.sock, ("exit", code if code >= 0 else 128 - code))
+        except BrokenPipeError:
+            code = -1  # the builder is gone, and so will be this process
+        os.close(run.pidfd)
+        run.sock.close()
+
+    def _network(self) -> Network:
+        """One that no other RUN is in; what one RUN after the other listens to and leaves is nothing."""
+        while self._networks:
+            network = self._networks.pop()
+            if network.usable():
+                return network
+        return Network(self._program)
+
+    def _take_back(self, network: Network, *, keep: bool) -> None:
+        if not network.usable():
+            self._program = ""  # the builder was told why
+        elif keep:
+            self._networks.append(network)
+        else:
+            network.close()
 
 
-def main() -> None:
+class _Running:
+    """A RUN, as the server knows it. keep: its network is as good as new after it."""
+
+    def __init__(self, pid: int, sock: _socket.socket, network: Network | None, keep: bool) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.sock = sock
+        self.network = network
+        self.keep = keep
+        self.stopped = False
+
+
+def main(kind: type[Run] = Run, program: str = "") -> None:
     """Serve as process 1 of a pid namespace, so that the kernel kills all that is left when the server ends, however.
+
+    program: the path of what connects network namespaces, or empty: RUNs share this machine's then.
 
     A RUN's own pid namespace is inside it. setns(2) back to it between two forks needs no privilege outside.
     """
     libc.setsid()
+    # What a builder was left by those who started it is not for the programs that this one starts.
+    os.closerange(3, 1 << 30)
     default_signals({*range(1, 65)} - {SIGPIPE, SIGXFSZ})
     libc.sigprocmask(SIG_SETMASK, bytes(128), None)
     # From here on nothing is imported: after pivot_root the folders of sys.path would be those of the image.
@@ -1354,7 +1585,7 @@ def main() -> None:
     sys.meta_path.clear()
     unshare(CLONE_NEWPID)
     if os.fork() == 0:
-        serve()
+        _Server(kind, program).serve()
     os._exit(0)
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder import transfers
 from builder.errors import UnsupportedError
-from builder.events import Warned
+from builder.events import TransferFinished, TransferStarted, Warned
 from builder.model import Finding
 from cache.reference import Reference
 from cache.remote import Inline, Remotes, Steps, Target
 from cache.shelves import Directory, Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from builder.events import Reporter
     from builder.model import BuildRequest, CachePlace
@@ -30,7 +32,11 @@ RULE = "Cache"
 
 
 def open_caches(
-    request: BuildRequest, store: Store, report: Reporter, registries: Callable[[], Registries] | None
+    request: BuildRequest,
+    store: Store,
+    report: Reporter,
+    registries: Callable[[], Registries] | None,
+    stopped: Callable[[], bool],
 ) -> Remotes:
     """The caches that a request names, to be entered. A place that is named twice is one shelf.
 
@@ -68,7 +74,26 @@ def open_caches(
             sources.append(Steps(found, mounts=place.mounts))
         if reference is not None and isinstance(found, Repository):
             sources.append(Inline(found, reference.digest or reference.tag))
-    return Remotes(store, sources, targets, warn)
+
+    @contextmanager
+    def moving(what: str, size: int) -> Iterator[None]:
+        report(TransferStarted(what))
+        started = time.monotonic()
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            report(TransferFinished(what, time.monotonic() - started, size, 1, failed))
+
+    return Remotes(store, sources, targets, warn, moving, stopped)
+
+
+def trim(request: BuildRequest) -> None:
+    """Bring the folders that have a limit below it."""
+    for place in request.cache_to:
+        if place.type == "local" and place.keep:
+            Directory(Path(place.place)).trim(place.keep)
 
 
 def glancing(

@@ -25,21 +25,26 @@ if TYPE_CHECKING:
     from builder.bases import BaseImage
     from builder.context import Contexts
     from builder.engine import StageWork
+    from builder.lint.settings import Settings
     from builder.model import BuildRequest, Finding, StageState
     from cache.store import Store
     from grammar.ignore import Ignore
     from grammar.instructions import Dockerfile
+    from grammar.source import Source
 
 
 class Examined(Struct, frozen=True):
     """The warnings about a build. findings: of the checks, by their names. notes: about the command line and the rest.
 
-    error: the file asks for findings to be errors.
+    error: the file asks for findings to be errors. raw, looked: what rules on the syntax found before it was judged,
+    and which rules looked, where there are settings.
     """
 
     findings: tuple[Finding, ...] = ()
     notes: tuple[Finding, ...] = ()
     error: bool = False
+    raw: tuple[Finding, ...] = ()
+    looked: frozenset[str] = frozenset()
 
     @property
     def all(self) -> tuple[Finding, ...]:
@@ -48,8 +53,9 @@ class Examined(Struct, frozen=True):
 
     def enforce(self) -> None:
         """BuildError when a finding counts as an error."""
-        if self.error and self.findings:
-            names = ", ".join(dict.fromkeys(finding.rule for finding in self.findings))
+        checks = {rule.name for rule in lint.RULES}
+        names = ", ".join(dict.fromkeys(finding.rule for finding in self.findings if finding.rule in checks))
+        if self.error and names:
             hint = "error=true in `# check=` makes errors of them; skip=RULE there leaves one out"
             raise BuildError(f"lint violation found for rules: {names}", hint=hint)
 
@@ -67,12 +73,15 @@ class Survey(Struct, frozen=True):
     unknown: tuple[str, ...] = ()
 
 
-def examine(made: Plan, work: Iterable[StageWork], contexts: Contexts) -> Examined:
-    """The warnings about a prepared build. BuildError when its check settings can not be read."""
+def examine(made: Plan, work: Iterable[StageWork], contexts: Contexts, settings: Settings | None = None) -> Examined:
+    """The warnings about a prepared build. BuildError when its check settings can not be read.
+
+    settings: every rule on the syntax looks, and what counts is as they say; None for BuildKit's checks alone.
+    """
     stages = tuple(
         lint.LintStage(item.plan, item.first, item.lowered, item.base.config if item.base else None) for item in work
     )
-    return _examined(lint.Subject(made, stages, ignore_of(contexts)))
+    return _examined(lint.Subject(made, stages, ignore_of(contexts)), settings)
 
 
 def ignore_of(contexts: Contexts) -> Ignore | None:
@@ -81,13 +90,23 @@ def ignore_of(contexts: Contexts) -> Ignore | None:
     return ignore
 
 
-def _examined(subject: lint.Subject) -> Examined:
+def _examined(subject: lint.Subject, wanted: Settings | None = None) -> Examined:
     made = subject.plan
     settings = settings_of(made)
     known = {rule.name for rule in lint.RULES}
     lowered = (finding for stage in subject.stages for each in stage.lowered for finding in each.findings)
     notes = tuple(finding for finding in (*made.findings, *lowered) if finding.rule not in known)
-    return Examined(tuple(lint.run(subject, settings)), notes, settings.error)
+    if wanted is None:
+        return Examined(tuple(lint.run(subject, settings)), notes, settings.error)
+    from builder.lint.settings import judge
+
+    raw, looked = lint.look(subject, wanted, settings, built=True)
+    errors = lint.RULES if settings.error else ()
+    # What silences nothing is known only once the layers have been looked at.
+    judged = judge(
+        raw, wanted, made.dockerfile, ran=(), known=lint.known(), errors=[rule.name for rule in errors], unused=False
+    )
+    return Examined(tuple(judged), notes, settings.error, tuple(raw), looked)
 
 
 def settings_of(made: Plan) -> lint.Settings:
@@ -182,11 +201,16 @@ class Glance(Struct, frozen=True):
     checks: lint.Settings = lint.Settings()
 
 
-def glance(request: BuildRequest, contexts: Contexts) -> Glance:
-    """Look at every stage of a request's file without any base. Mistakes are in the answer, also those of words."""
+def glance(
+    request: BuildRequest, contexts: Contexts, source: Source | None = None, ignore: Ignore | None = None
+) -> Glance:
+    """Look at every stage of a request's file without any base. Mistakes are in the answer, also those of words.
+
+    source, ignore: looked at instead of the file and the ignore file that are there.
+    """
     from grammar.parser import parse_through
 
-    dockerfile, mistakes = parse_through(contexts.source)
+    dockerfile, mistakes = parse_through(source or contexts.source)
     failures: list[BuildError | DockerfileError] = list(mistakes)
     made = Plan(dockerfile=dockerfile, stages=(), target=0, build_args=request.build_args)
     stages: tuple[lint.LintStage, ...] = ()
@@ -212,7 +236,9 @@ def glance(request: BuildRequest, contexts: Contexts) -> Glance:
     flat.sort(key=lambda error: error.span.line if error.span else 0)
     files = contexts.files()
     names = tuple(entry.path.decode("utf-8", "surrogateescape") for entry in files.children(b""))
-    subject = lint.Subject(made, stages, ignore_of(contexts), names, partial=bool(flat))
+    if ignore is not None:
+        names = tuple(name for name in names if not ignore.match(name))
+    subject = lint.Subject(made, stages, ignore or ignore_of(contexts), names, partial=bool(flat))
     return Glance(subject, tuple(flat), checks)
 
 

@@ -20,6 +20,7 @@ from builder.events import (
     BuildPlanned,
     ExportFinished,
     ExportStarted,
+    Inspected,
     StepFailed,
     StepFinished,
     StepMissed,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from builder.events import Event
+    from builder.lint.efficiency import Efficiency, Waste
     from builder.model import BuildResult, Finding
     from grammar.source import Source, Span
 
@@ -174,6 +176,48 @@ def render_finding(finding: Finding, *, colour: bool = False) -> str:
     if finding.hint:
         lines.append(paint(_BLUE, "hint: ") + printable(finding.hint))
     return "\n".join(lines) + "\n"
+
+
+def render_efficiency(found: Efficiency, *, colour: bool = False) -> str:
+    """What each line ships and what of it can be seen, as a table; below it what can not, as a tree."""
+    paint = _Paint(colour=colour)
+    lined = any(row.line for row in found.lines)
+    rows = [("LINE" if lined else "LAYER", "SHIPPED", "VISIBLE", "WASTED", "INSTRUCTION")]
+    for row in found.lines if lined else found.layers:
+        wasted = human_size(row.wasted) if row.wasted else "-"
+        title = printable(_clipped(" ".join(row.title.split()), _TITLE)) or "-"
+        title += "" if row.own or lined else " (base)"
+        line = str(row.line or "-") if lined else str(row.layers[0])
+        rows.append((line, human_size(row.shipped), human_size(row.visible), wasted, title))
+    total = f"{human_size(found.visible)} of {human_size(found.shipped)} shipped bytes can be seen: {found.ratio:.1%}"
+    lines = [columns(rows), paint(_BOLD, total)]
+    if found.waste.size:
+        lines += ["", "Shipped and not seen:", *_branches(found.waste, "")]
+    return "\n".join(lines) + "\n"
+
+
+_TITLE = 60
+_BRANCHES = 8
+
+
+def _branches(node: Waste, lead: str) -> Iterator[str]:
+    """The lines of a tree's children, the largest first; a folder with one child stands in one line with it."""
+    children = sorted(node.children.values(), key=lambda child: (-child.size, child.name))
+    shown = children if len(children) <= _BRANCHES else children[: _BRANCHES - 1]
+    rest = children[len(shown) :]
+    for number, child in enumerate(shown):
+        last = number == len(shown) - 1 and not rest
+        name = child.name
+        while len(child.children) == 1 and not child.why:
+            (child,) = child.children.values()  # noqa: PLW2901 - one way down
+            name += "/" + child.name
+        name += "/" if child.children else ""
+        why = f"  ({child.why})" if child.why else f"  {child.files} files"
+        yield f"{lead}{'└── ' if last else '├── '}{human_size(child.size):>7}  {printable(name)}{printable(why)}"
+        yield from _branches(child, lead + ("    " if last else "│   "))
+    if rest:
+        size, files = sum(child.size for child in rest), sum(child.files for child in rest)
+        yield f"{lead}└── {human_size(size):>7}  {len(rest)} more names  {files} files"
 
 
 def _message(error: BaseException) -> str:
@@ -361,6 +405,7 @@ class _Display:
         self.last_number = 0
         self.single = False
         self.findings: list[Finding] = []
+        self.efficiency: Efficiency | None = None
         self.exports: dict[str, int] = {}
         self.transfers: dict[str, _TransferView] = {}
         self.cached = 0
@@ -401,7 +446,7 @@ class _Display:
     def outcome(self, event: StepFinished) -> list[str]:
         """How a step ended, in few words; what matters most comes first."""
         if event.cached:
-            return ["CACHED"]
+            return ["CACHED", *([self.paint(_DIM, f"  ({printable(event.reason)})")] if event.reason else [])]
         words = [f"DONE {human_seconds(event.seconds)}"]
         if event.files:
             words.append(f"  +{human_size(event.size)} {event.files} file" + "s" * (event.files != 1))
@@ -409,10 +454,18 @@ class _Display:
             words.append(self.paint(_DIM, f"  ({printable(event.reason)})"))
         return words
 
-    def summary(self, result: BuildResult) -> str:
-        """The last lines: warnings, then image, names, size, steps and time."""
+    def told(self) -> str:
+        """What was kept for the end: warnings, and how much of the layers can be seen."""
         text = "".join(render_finding(finding, colour=self.colour) for finding in self.findings)
         self.findings.clear()
+        if self.efficiency is not None:
+            text += render_efficiency(self.efficiency, colour=self.colour) + "\n"
+            self.efficiency = None
+        return text
+
+    def summary(self, result: BuildResult) -> str:
+        """The last lines: warnings, then image, names, size, steps and time."""
+        text = self.told()
         size = sum(layer.descriptor.size for layer in result.image.layers)
         names = ", ".join(result.names) or "no name"
         steps = f"{result.cached} of {result.steps} step" + "s" * (result.steps != 1) + " cached"
@@ -454,6 +507,8 @@ class Plain(_Display):
                     self._end(event.step, _failure(event))
                 case Warned():
                     self.findings.append(event.finding)
+                case Inspected():
+                    self.efficiency = event.efficiency
                 case ExportStarted():
                     self.last_number += 1
                     self.exports[event.what] = self.last_number
@@ -475,8 +530,7 @@ class Plain(_Display):
     def close(self) -> None:
         """See `Progress`."""
         with self.lock:
-            self.write("".join(render_finding(finding, colour=self.colour) for finding in self.findings))
-            self.findings.clear()
+            self.write(self.told())
 
     def _turn_to(self, number: int, title: str) -> None:
         self.write(("\n" if self._current != -1 else "") + f"#{number} {printable(title)}\n")
@@ -577,7 +631,12 @@ class RawJson:
                     "file": finding.source.name if finding.source else "",
                     "line": finding.span.line if finding.span else 0,
                     "hint": finding.hint,
+                    "severity": finding.severity.value,
+                    **_bytes_of(finding),
                 }
+            case Inspected():
+                found = event.efficiency
+                return {"event": "inspected", "shipped": found.shipped, "visible": found.visible}
             case ExportStarted():
                 return {"event": "export-started", "what": event.what}
             case ExportFinished():
@@ -618,6 +677,14 @@ class RawJson:
                     "cached": result.cached,
                     "seconds": round(result.seconds, 6),
                 }
+
+
+def _bytes_of(finding: Finding) -> dict[str, object]:
+    """What a finding about layers has beside others."""
+    if finding.layer is None and not finding.size:
+        return {}
+    lines = [span.line for span in finding.related]
+    return {"size": finding.size, "paths": list(finding.paths), "layer": finding.layer, "related": lines}
 
 
 class Live(_Display):
@@ -673,6 +740,8 @@ class Live(_Display):
                         self._ended(view, [self.paint(_DIM if event.cancelled else _RED, _failure(event))])
                 case Warned():
                     self.findings.append(event.finding)
+                case Inspected():
+                    self.efficiency = event.efficiency
                 case ExportStarted():
                     self.exports[event.what] = 0
                 case ExportFinished():
@@ -696,8 +765,7 @@ class Live(_Display):
         if self._painter is not None:
             self._painter.join()
         with self.lock:
-            self.write("".join(render_finding(finding, colour=self.colour) for finding in self.findings))
-            self.findings.clear()
+            self.write(self.told())
 
     def _ended(self, view: _StepView, outcome: list[str]) -> None:
         """The line of a step that is over, with so much of its title and outcome as leaves it in one line."""

@@ -111,6 +111,14 @@ _MIGRATIONS = (
     CREATE TRIGGER holders_gone AFTER DELETE ON layers WHEN NOT EXISTS (SELECT 1 FROM layers WHERE digest = OLD.digest)
         BEGIN DELETE FROM holders WHERE digest = OLD.digest; END;
     """,
+    """
+    -- records.used and memos.used are hours since 1970 from here on.
+    UPDATE records SET used = used * 24 + 23;
+    UPDATE memos SET used = used * 24 + 23;
+
+    -- What folders of the store took of the disk when they were last measured; stamp: by which they are the same still.
+    CREATE TABLE sizes (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+    """,
 )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cache.database import Database
 
-_RACY = 2_000_000_000
+RACY = 2_000_000_000
 """Nanoseconds. File times are as coarse as that on FAT, and on some network file systems."""
 
 _CHUNK = 1 << 20
@@ -61,7 +61,7 @@ class Digests:
                 found.append("")
                 missing.append(number)
         if missing:
-            young = time.time_ns() - _RACY
+            young = time.time_ns() - RACY
             self._hash(root, files, read, missing, found)
             self._remember(
                 root,
@@ -132,7 +132,7 @@ def _today() -> int:
 
 def _recent(mtime: int, young: int) -> bool:
     """Whether a time of change lies within the racy span around now; on some file systems there is no true ctime."""
-    return young <= mtime <= young + 2 * _RACY
+    return young <= mtime <= young + 2 * RACY
 
 
 def _digest(path: bytes) -> str:

@@ -116,6 +116,25 @@ def attributes(path: bytes | int) -> tuple[tuple[tuple[str, bytes], ...], dict[s
     return tuple(sorted(found)), marks
 
 
+def mark_new(upper: bytes, uid: int, gid: int) -> None:
+    """Note an owner, whom this machine can not give it, on each file and directory that a RUN made.
+
+    upper: an overlay's upper directory, in a user namespace. What overlayfs copied up it has marked with its origin:
+    that keeps the owner it has, and so does what is noted already. Symlinks, fifos and devices can hold no note.
+    """
+    with os.scandir(upper) as found:
+        entries = list(found)
+    for entry in entries:
+        directory = entry.is_dir(follow_symlinks=False)
+        if directory or entry.is_file(follow_symlinks=False):
+            names = os.listxattr(entry.path, follow_symlinks=False)
+            if OWNER not in names and "user.overlay.origin" not in names:
+                mode = stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode)
+                os.setxattr(entry.path, OWNER, b"%d:%d:%o" % (uid, gid, mode), follow_symlinks=False)
+        if directory:
+            mark_new(entry.path, uid, gid)
+
+
 _MARK = re.compile(rb"(\d{1,10}):(\d{1,10}):([0-7]{1,4})(?::([cb]):(\d{1,10}):(\d{1,10}))?")
 
 _KINDS = {

@@ -24,5 +24,5 @@ class InUseError(StoreError):
     """The thing can not be removed since something else needs it."""
 
 
-class LostError(StoreError):
+class LostError(NotFoundError):
     """A blob that lay elsewhere when it was counted on, and can not be had from there any more."""

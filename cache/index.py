@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, convert, structs
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from cache.database import Database
+
+    Elsewhere = Callable[["Place"], tuple[Sequence["Part"], Sequence["Part"]] | None]
 
 Part = tuple[str, str]
 """A readable name and a readable value: `("parent", "sha256:...")`, `("file app.py", "file 644 sha256:...")`."""
@@ -37,7 +40,8 @@ _LOOKED_AT = 100
 _ALIKE = 0.6
 """How much of two steps' words has to be the same for the one to be taken for the other, edited and moved."""
 
-_DAY = 86400
+HOUR = 3600
+"""Seconds: how exactly it is kept when a record or a memo was last used, so that most builds have nothing to write."""
 
 _FOLDED = 5000
 """Parts that are kept behind a digest of them; more cost more than their explanation is worth."""
@@ -107,7 +111,8 @@ class Place(Struct, frozen=True):
     build: the context's name. stage, number: as progress counts. title: what the step says, as progress shows it.
     notes: readable facts that tell more than the key's parts: the base's name and digest, the variables that the title
     names. others: titles of all the build's steps: a record of one of them explains that one, wherever it stood. names:
-    what the user calls parts. cause: the step above this one that was done anew, empty for none.
+    what the user calls parts. cause: the step above this one that was done anew, empty for none. parts: to be kept and
+    told in place of the key's, which may hold a digest of many.
     """
 
     build: str
@@ -118,6 +123,7 @@ class Place(Struct, frozen=True):
     others: frozenset[str] = frozenset()
     names: tuple[Part, ...] = ()
     cause: str = ""
+    parts: tuple[Part, ...] = ()
 
     @property
     def step(self) -> str:
@@ -131,10 +137,11 @@ class Index:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._blobs = os.path.join(database.path.parent, "blobs", "sha256", "")
-        self._today = int(time.time() / _DAY)
+        self._hour = int(time.time() / HOUR)
         self._touched: set[str] = set()
         self._touched_memos: set[tuple[str, str]] = set()
         self._known: dict[str, bool] = {}
+        self._whys: dict[str, Why] = {}
         self._lock = threading.Lock()
 
     def lookup(self, key: str) -> Record | None:
@@ -147,7 +154,7 @@ class Index:
         if not rows:
             return None
         diff_id, digest, blob_size, media_type, size, files, created, seconds, used = rows[0]
-        if used != self._today:
+        if used != self._hour:
             with self._lock:
                 self._touched.add(key)
         if digest is None:
@@ -170,7 +177,7 @@ class Index:
 
         written: when the step was done, in seconds since 1970; None for now.
         """
-        kept = json.dumps(list(parts))
+        kept = json.dumps(place.parts or list(parts))
         step = place.step
         layer: tuple[object, ...] = (None,) * 4
         if record.layer is not None:
@@ -183,7 +190,7 @@ class Index:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(record.key, step, *layer, record.size, record.files, record.created, record.seconds, kept),
-                    *(time.time() if written is None else written, self._today),
+                    *(time.time() if written is None else written, self._hour),
                     *(_storable(place.build), _title(place), json.dumps(place.notes)),
                 ),
             )
@@ -256,19 +263,26 @@ class Index:
         place: Place,
         parts: Sequence[Part],
         identity: str = "",
-        elsewhere: Callable[[Place], tuple[Sequence[Part], Sequence[Part]] | None] | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> Why:
         """Why the step is not in the cache. identity: its key, where it has hidden parts.
 
         elsewhere: asked for the parts and the notes of such a step's record where the store has none.
         """
+        if not identity:
+            return self._why(place, place.parts or parts, key(parts), elsewhere)
+        if identity not in self._whys:
+            self._whys[identity] = self._why(place, place.parts or parts, identity, elsewhere)
+        return self._whys[identity]
+
+    def _why(self, place: Place, parts: Sequence[Part], identity: str, elsewhere: Elsewhere | None) -> Why:
         found = self.differences(place, parts)
         if found is None and elsewhere is not None and (known := elsewhere(place)) is not None:
             found = _told(compared(known[0], parts), known[1], place) or None
         if found is None:
             return Why(NEW if self._is_known(place.build) else NEVER)
         if not found:
-            rows = self._database.query("SELECT 1 FROM records WHERE key = ?", (identity or key(parts),))
+            rows = self._database.query("SELECT 1 FROM records WHERE key = ?", (identity,))
             return Why("its layer is gone from the store" if rows else "a value that is kept secret changed")
         found = [inner for each in found for inner in self._unfolded(each)]
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
@@ -299,17 +313,17 @@ class Index:
         return compared(before, after) or [difference]
 
     def settle(self) -> None:
-        """Write down that what was looked up is in use: at a build's end, at most once a day for each."""
+        """Write down that what was looked up is in use: at a build's end, at most once an hour for each."""
         with self._lock:
             records, self._touched = self._touched, set()
             memos, self._touched_memos = self._touched_memos, set()
         if records or memos:
             with self._database.transaction() as connection:
                 connection.executemany(
-                    "UPDATE records SET used = ? WHERE key = ?", [(self._today, key) for key in records]
+                    "UPDATE records SET used = ? WHERE key = ?", [(self._hour, key) for key in records]
                 )
                 connection.executemany(
-                    "UPDATE memos SET used = ? WHERE kind = ? AND key = ?", [(self._today, *memo) for memo in memos]
+                    "UPDATE memos SET used = ? WHERE kind = ? AND key = ?", [(self._hour, *memo) for memo in memos]
                 )
 
     def keep_build(self, name: str, steps: Sequence[Fate]) -> None:
@@ -338,16 +352,24 @@ class Index:
         if not rows:
             return None
         value, used = rows[0]
-        if used != self._today:
+        if used != self._hour:
             with self._lock:
                 self._touched_memos.add((kind, name))
         return bytes(value).decode("utf-8", "surrogateescape")
 
     def memoise(self, kind: str, key: str, value: str) -> None:
         """Remember a fact that follows from its key alone, or that whoever asks can check."""
-        row = (kind, _storable(key), value.encode("utf-8", "surrogateescape"), self._today)
+        row = (kind, _storable(key), value.encode("utf-8", "surrogateescape"), self._hour)
         with self._database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO memos (kind, key, value, used) VALUES (?, ?, ?, ?)", row)
+
+    def agree(self, kind: str, key: str, value: str) -> str:
+        """The fact that is remembered, this one when there is none: whoever asks at the same time gets the same."""
+        with self._database.transaction():
+            known = self.memo(kind, key)
+            if known is None:
+                self.memoise(kind, key, value)
+            return value if known is None else known
 
 
 _SAME_TITLE = (
@@ -397,6 +419,7 @@ def _title(place: Place) -> str:
     return _shown(place.title)
 
 
+@lru_cache(maxsize=1 << 10)
 def _shown(title: str) -> str:
     return _storable(title[:_TITLE])
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cache import listings
+from cache import listings, traits
 from cache.compression import GZIP, NONE, Compression, compressed, decompressed
 from cache.contents import PIECE, Pieces, chunks
 from cache.disk import Dialect, apply, kept, portable_capability
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cache.store import BlobWriter, Store
+    from cache.traits import Traits
 
 __all__ = [
     "GZIP",
@@ -49,6 +50,7 @@ __all__ = [
     "compressed",
     "decompressed",
     "import_tar",
+    "listed_traits",
     "listing",
     "pack",
     "read",
@@ -95,29 +97,39 @@ def write(entries: Iterable[Entry], store: Store, compression: Compression = GZI
     meanwhile), or when a name begins with `.wh.`, which to every reader of layers is a deletion. Then nothing is kept.
     """
     done: list[Entry] = []
+    seen: dict[int, Traits] = {}
     size = 0
     with store.writer() as blob, _Sink(blob, compression) as sink:
-        for plain in pack(entries, sink.add, epoch):
+        for plain in pack(entries, sink.add, epoch, seen):
             size += plain.size
             done.append(plain)
         diff_id = sink.finish()
         digest, length = blob.commit()
     layer = Layer(diff_id, Descriptor(compression.media_type, digest, length))
     found = tuple(done)
-    _remember(store, diff_id, found)
+    _remember(store, diff_id, found, seen)
     return Written(layer, size, len(found), found)
 
 
-def pack(entries: Iterable[Entry], add: Callable[[bytes], None], epoch: int | None = None) -> Iterator[Entry]:
+def pack(
+    entries: Iterable[Entry],
+    add: Callable[[bytes], None],
+    epoch: int | None = None,
+    seen: dict[int, Traits] | None = None,
+) -> Iterator[Entry]:
     """Give a tar of `entries` to `add`, piece by piece; each entry as the tar says it, once it is written.
 
-    The tar ends when the iterator does. Raises as `write` does.
+    The tar ends when the iterator does. seen: gets what the files' bytes say of them, by the number of the entry.
+    Raises as `write` does.
     """
-    for entry in entries:
+    for number, entry in enumerate(entries):
         header, plain = _header(entry, epoch)
         add(header)
         if entry.kind is Kind.FILE:
-            plain = replace_digest(plain, _copy(entry, add))
+            digest, found = _copy(entry, add, look=seen is not None)
+            plain = replace_digest(plain, digest)
+            if found is not None and seen is not None:
+                seen[number] = found
             if padding := -entry.size % _BLOCK:
                 add(_PADDING[padding])
         yield plain
@@ -136,22 +148,30 @@ def write_changes(
 _PADDING = tuple(bytes(count) for count in range(_BLOCK))
 
 
-def _copy(entry: Entry, add: Callable[[bytes], None]) -> str:
-    """Write a FILE's content; its sha256."""
+def _copy(entry: Entry, add: Callable[[bytes], None], *, look: bool) -> tuple[str, Traits | None]:
+    """Write a FILE's content; its sha256 and, if they are asked for, its traits."""
     digest = hashlib.sha256()
     count = 0
+    size = entry.size
+    watch: traits.Look | None = None
+    seen: Traits | None = None
     for piece in chunks(entry):
         count += len(piece)
-        if count > entry.size:
+        if count > size:
             break
         digest.update(piece)
         add(piece)
+        if look and len(piece) == size:
+            seen = traits.look(entry.path, piece)
+        elif look:
+            watch = watch or traits.Look(entry.path)
+            watch.add(piece)
     found = digest.hexdigest()
     if count != entry.size or (entry.digest and found != entry.digest):
         raise StoreError(
             f"{_show(entry.path)} changed while it was read", "let no other program write to it during a build"
         )
-    return found
+    return found, seen if watch is None else watch.found()
 
 
 def replace_digest(entry: Entry, digest: str) -> Entry:
@@ -714,34 +734,57 @@ def listing(store: Store, layer: Layer) -> tuple[Entry, ...]:
     """What the layer holds: its entries, with digests and without contents.
 
     From the listing that is kept in the store, else from the place `Store.elsewhere` where the layer lies, else by one
-    pass over the blob, which verifies it and leaves a listing.
-    Raises NotFoundError when the blob is missing too, CorruptError when it is not what its digests say.
+    pass over the blob, which verifies it and leaves a listing. Raises NotFoundError when the blob is missing too,
+    CorruptError when it is not what its digests say.
     """
+    data = _listing_data(store, layer)
+    found = listings.decode(data) if data is not None else None
+    return _listed(store, layer) if found is None else found
+
+
+def listed_traits(store: Store, layer: Layer) -> dict[int, Traits]:
+    """What the bytes of the layer's files say of them, by the number of the entry in `listing`. Raises as that does."""
+    found = listings.decode_traits(listing_data(store, layer))
+    return {} if found is None else found
+
+
+def listing_data(store: Store, layer: Layer) -> bytes:
+    """The listing as `listings.encode` made it. Raises as `listing` does."""
+    data = _listing_data(store, layer)
+    if data is not None and listings.is_sound(data):
+        return data
+    entries = _listed(store, layer)
+    return _listing_data(store, layer) or listings.encode(entries)
+
+
+def _listing_data(store: Store, layer: Layer) -> bytes | None:
     try:
         with open(_listing_path(store, layer.diff_id), "rb") as file:
-            found = listings.decode(file.read())
+            return file.read()
     except FileNotFoundError:
-        found = None
-    if found is None and store.elsewhere is not None:
-        # Not kept: it is as true as whoever wrote it, and others will believe what the store has.
-        found = store.elsewhere.listing(layer)
-        if found is not None:
-            return found
-    if found is None:
-        with unpacked(store, layer) as source:
-            found = tuple(hashed(source.entries))
-        _remember(store, layer.diff_id, found)
+        # Not kept here: it is as true as whoever wrote it, and others will believe what the store has.
+        return None if store.elsewhere is None else store.elsewhere.listing(layer)
+
+
+def _listed(store: Store, layer: Layer) -> tuple[Entry, ...]:
+    """Make a listing by one pass over the blob."""
+    seen: dict[int, Traits] = {}
+    with unpacked(store, layer) as source:
+        found = tuple(hashed(source.entries, seen))
+    _remember(store, layer.diff_id, found, seen)
     return found
 
 
-def hashed(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The entries without their contents, which are read for their digests."""
-    for entry in entries:
+def hashed(entries: Iterable[Entry], seen: dict[int, Traits] | None = None) -> Iterator[Entry]:
+    """The entries without their contents, which are read for their digests, and for `seen`, as in `pack`."""
+    for number, entry in enumerate(entries):
         if entry.kind is Kind.FILE:
-            digest = hashlib.sha256()
-            for piece in chunks(entry):
-                digest.update(piece)
-            yield replace(entry, content=None, digest=digest.hexdigest())
+            content = _Hashed(entry)
+            for _ in content.pieces():
+                pass
+            if seen is not None and (found := content.look.found()) is not None:
+                seen[number] = found
+            yield replace(entry, content=None, digest=content.digest.hexdigest())
         else:
             yield entry
 
@@ -752,23 +795,27 @@ def recorded(entries: Iterable[Entry], store: Store, layer: Layer) -> Iterator[E
     The reader of these entries reads the content of each file. Nothing is left when the entries end in an error.
     """
     found: list[Entry] = []
+    seen: dict[int, Traits] = {}
     for entry in entries:
         if entry.kind is Kind.FILE:
             content = _Hashed(entry)
             yield replace(entry, content=content)
+            if (facts := content.look.found()) is not None:
+                seen[len(found)] = facts
             found.append(replace(entry, content=None, digest=content.digest.hexdigest()))
         else:
             yield entry
             found.append(entry)
-    _remember(store, layer.diff_id, tuple(found))
+    _remember(store, layer.diff_id, tuple(found), seen)
 
 
 class _Hashed(Pieces):
-    """A content that is hashed when it is read."""
+    """A content that is hashed and looked at when it is read."""
 
     def __init__(self, entry: Entry) -> None:
         self._entry = entry
         self.digest = hashlib.sha256()
+        self.look = traits.Look(entry.path)
 
     def open(self) -> BinaryIO:
         return cast("BinaryIO", io.BufferedReader(PiecesReader(self.pieces()), 1 << 16))
@@ -776,6 +823,7 @@ class _Hashed(Pieces):
     def pieces(self) -> Iterator[bytes]:
         for piece in chunks(self._entry):
             self.digest.update(piece)
+            self.look.add(piece)
             yield piece
 
 
@@ -821,8 +869,8 @@ def _listing_path(store: Store, diff_id: Digest) -> str:
     return os.path.join(store.root, "listings", diff_id.removeprefix("sha256:"))
 
 
-def _remember(store: Store, diff_id: Digest, entries: tuple[Entry, ...]) -> None:
-    store.replace_file("listings/" + diff_id.removeprefix("sha256:"), listings.encode(entries))
+def _remember(store: Store, diff_id: Digest, entries: tuple[Entry, ...], seen: Mapping[int, Traits]) -> None:
+    store.replace_file("listings/" + diff_id.removeprefix("sha256:"), listings.encode(entries, seen))
 
 
 def _show(path: bytes) -> str:

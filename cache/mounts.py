@@ -7,7 +7,8 @@ save has made is found by what it holds, and neither packed nor sent again.
 
 The sheet `mount-<hash of the id>` lists the packs of a folder, with the time at which anything of each was last read or
 written; what is over the limit goes, the least recently used first. Two machines that save one folder at a time do not
-undo each other: what somebody has added since the folder was restored here stays in the list, below what is saved. In
+undo each other: what somebody has added since the folder was restored or saved here, of which a note lies beside the
+folder (`shelves.json`), stays in the list, below what is saved. In
 the moment between reading that list and writing it another machine's additions may get lost; they are a cache's.
 """
 
@@ -49,6 +50,9 @@ _LARGE = 2 << 20
 _RUN = 64
 """About so many entries make a pack."""
 _DOCUMENT = 8 << 20
+_NOTE = "shelves.json"
+_SHELVES = 8
+"""Of so many shelves it is noted what a folder has from them."""
 _PIECE = 1 << 20
 
 
@@ -98,7 +102,8 @@ def look(shelf: Shelf, identity: str) -> Folder | None:
 def restore(shelf: Shelf, folder: Folder, place: Path, dialect: Dialect, store: Store) -> int:
     """Lay out a folder in the empty directory `place`; the bytes fetched.
 
-    Raises StoreError when something of it can not be had whole; the directory is empty then, too.
+    Beside it stays a note of what was laid out, for `save`. Raises StoreError when something of it can not be had
+    whole; the directory is empty then, too.
     """
     fetched = 0
     temporary = store.temporary()
@@ -124,6 +129,7 @@ def restore(shelf: Shelf, folder: Folder, place: Path, dialect: Dialect, store: 
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+    _remember(shelf, place, {each.holds for each in folder.packs})
     return fetched
 
 
@@ -131,24 +137,15 @@ _MARKS = frozenset({Kind.WHITEOUT, Kind.OPAQUE})
 _DEVICES = frozenset({Kind.CHARACTER, Kind.BLOCK, Kind.FIFO})
 
 
-def save(
-    shelf: Shelf,
-    identity: str,
-    place: Path,
-    store: Store,
-    *,
-    limit: int,
-    known: Folder | None,
-    stop: Callable[[], bool],
-) -> Saved:
+def save(shelf: Shelf, identity: str, place: Path, store: Store, *, limit: int, stop: Callable[[], bool]) -> Saved:
     """Have on the shelf what lies in `place`, packed in no more than `limit` bytes.
 
-    known: what of the shelf was in the folder when it was restored: packs of others are kept. stop: whether to give up,
-    with nothing changed. Files that change while they are read are left out, with the others of their pack.
+    stop: whether to give up, with nothing changed. Files that change while they are read are left out, with the others
+    of their pack.
     """
     old = look(shelf, identity) or Folder(_shown(identity))
     by_content = {each.holds: each for each in old.packs}
-    before = {each.holds for each in known.packs} if known is not None else set[str]()
+    before = _known(shelf, place)
     now = time.time()
     wanted: list[_Wanted] = []
     for run in _runs(place):
@@ -189,7 +186,32 @@ def save(
     fresh = Folder(_shown(identity), tuple(kept[number] for number in sorted(kept)))
     if [each.holds for each in fresh.packs] != [each.holds for each in old.packs] or _older(old, fresh):
         sent += _put_list(shelf, identity, fresh)
+    _remember(shelf, place, own)
     return Saved(len(kept), limit - left, left_out, sent)
+
+
+def _known(shelf: Shelf, place: Path) -> set[str]:
+    """The packs of the shelf that were in the folder once: what of them is not in it now has been taken out here."""
+    with suppress(OSError, msgspec.DecodeError):
+        kept = msgspec.json.decode((place.parent / _NOTE).read_bytes(), type=dict[str, list[str]])
+        return set(kept.get(shelf.title, ()))
+    return set()
+
+
+def _remember(shelf: Shelf, place: Path, packs: set[str]) -> None:
+    """Note which packs of the shelf are in the folder: a file beside it. That it can not be written is no matter."""
+    path = place.parent / _NOTE
+    kept: dict[str, list[str]] = {}
+    with suppress(OSError, msgspec.DecodeError):
+        kept = msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]])
+    kept.pop(shelf.title, None)
+    kept[shelf.title] = sorted(packs)
+    while len(kept) > _SHELVES:
+        del kept[next(iter(kept))]
+    temporary = path.with_name(f"{_NOTE}.{os.getpid()}")
+    with suppress(OSError):
+        temporary.write_bytes(msgspec.json.encode(kept))
+        temporary.replace(path)
 
 
 def _older(old: Folder, fresh: Folder) -> bool:

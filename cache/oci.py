@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from functools import lru_cache
 from typing import Any, NewType
 
 from msgspec import Struct, field
@@ -150,6 +151,8 @@ class Layer(Struct, frozen=True):
     descriptor: Descriptor
 
 
+# A build asks for the ids of each chain again at every step above it.
+@lru_cache(maxsize=1 << 13)
 def chain_id(parent: Digest | None, diff_id: Digest) -> Digest:
     """https://github.com/opencontainers/image-spec/blob/main/config.md#layer-chainid."""
     return diff_id if parent is None else digest_of(f"{parent} {diff_id}".encode())

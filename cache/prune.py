@@ -37,6 +37,9 @@ GRACE = 60.0
 _UNASKED_DAYS = 30
 """Days after which the stat cache of a context folder that no build has asked for is dropped."""
 
+_PATIENCE = 1.0
+"""Seconds for which the end of a build may delete what it or others left."""
+
 _HEX = re.compile("[0-9a-f]{24}|[0-9a-f]{64}")
 
 _BELOW = """
@@ -109,7 +112,7 @@ class Lease:
         os.close(self._folder)
         # What can not be swept now waits for the next one; the build's own error, if any, is the one to show.
         with suppress(StoreError):
-            sweep(self._store)
+            sweep(self._store, _PATIENCE)
 
 
 def oldest_lease(store: Store) -> float | None:
@@ -273,10 +276,22 @@ def free(connection: Connection, layers: Iterable[int], blobs: Iterable[str]) ->
 _IN_ANY_IMAGE = "SELECT 1 FROM layers l JOIN image_layers i ON i.layer = l.number WHERE l.digest = ?"
 
 
-def sweep(store: Store) -> int:
+def empty(trash: Iterable[str], seconds: float | None = None) -> int:
+    """Delete what was moved aside; the bytes that it occupied. After so many seconds the rest is left to `sweep`."""
+    until = None if seconds is None else time.monotonic() + seconds
+    freed = 0
+    for path in trash:
+        if until is not None and time.monotonic() > until:
+            break
+        freed += take_away(path)
+    return freed
+
+
+def sweep(store: Store, seconds: float | None = None) -> int:
     """Take off the disk what is doomed, unless it has been named again or a running build may rely on it.
 
-    The number of bytes freed. Idempotent; safe beside anything that other processes do.
+    The number of bytes freed. seconds: for how long files may be deleted; the next sweep goes on with the rest.
+    Idempotent; safe beside anything that other processes do.
     """
     trash = [entry.path for entry in os.scandir(os.path.join(store.root, "tmp")) if entry.name.startswith(TRASH)]
     if store.database.query("SELECT 1 FROM doomed LIMIT 1"):
@@ -304,7 +319,7 @@ def sweep(store: Store) -> int:
                     else:
                         trash.append(moved)
                 connection.execute("DELETE FROM doomed WHERE path = ?", (path,))
-    return sum(take_away(path) for path in trash) + _clear_temporary(store)
+    return empty(trash, seconds) + _clear_temporary(store)
 
 
 def drop_intermediates(connection: Connection, digests: Iterable[str]) -> None:
@@ -328,7 +343,7 @@ def drop_intermediates(connection: Connection, digests: Iterable[str]) -> None:
 def forget(connection: Connection) -> None:
     """Inside a transaction: drop facts that no build has asked for in a long time."""
     _forget_contexts(connection)
-    oldest = int(time.time() / 86400) - _UNASKED_DAYS
+    oldest = (int(time.time() / 86400) - _UNASKED_DAYS) * 24
     connection.execute("DELETE FROM memos WHERE used < ? AND kind != 'image created'", (oldest,))
 
 

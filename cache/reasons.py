@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from cache.index import Part
 
 _SHORT = 40
+_LINES = 50
+"""Differences that are told one by one; a changed umask is one of every file."""
 
 
 class Difference(Struct, frozen=True):
@@ -84,10 +86,17 @@ class Why(Struct, frozen=True):
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """A line for each difference; one at least that says what is known."""
-        if self.differences:
-            return tuple(each.detail for each in self.differences)
-        return (_LONGER.get(self.reason, self.reason),)
+        """A line for each difference; one at least that says what is known, and one for all that are too many."""
+        if not self.differences:
+            return (_LONGER.get(self.reason, self.reason),)
+        lines = [each.detail for each in self.differences[:_LINES]]
+        rest = self.differences[_LINES:]
+        if rest:
+            added = sum(each.before is None for each in rest)
+            removed = sum(each.after is None for each in rest)
+            counts = ((added, "added"), (removed, "removed"), (len(rest) - added - removed, "changed"))
+            lines.append("and " + ", ".join(f"{count} more {word}" for count, word in counts if count))
+        return tuple(lines)
 
 
 NEVER = "first build"

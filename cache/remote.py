@@ -27,17 +27,19 @@ import queue
 import threading
 import time
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, Self, cast
 
 import msgspec
 from msgspec import Struct
 
 from cache import listings
+from cache.compression import decompressed
+from cache.contents import PIECE
 from cache.errors import CorruptError, LostError, StoreError
 from cache.index import Record
-from cache.layers import listing
+from cache.layers import listing_data
 from cache.oci import Descriptor, Digest, ImageConfig, Layer, Manifest, digest, digest_of, parse_json
 from cache.shelves import read_small
 
@@ -46,9 +48,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cache.disk import Dialect
-    from cache.entries import Entry
     from cache.index import Part, Place
-    from cache.mounts import Folder
     from cache.shelves import Repository, Shelf
     from cache.store import Store
 
@@ -72,6 +72,10 @@ _LONG_AGO = 600.0
 
 _POLL = (0.1, 1.0)
 _WORKERS = 3
+_LARGE = 1 << 20
+"""Bytes of a blob whose fetching is told."""
+_PAUSE = 0.02
+_LAST_WORDS = 1.0
 _PATIENCE = 10.0
 """Seconds to wait for a cache mount that another build has for itself."""
 _LISTING_LIMIT = 256 << 20
@@ -271,8 +275,10 @@ class Traffic(Struct):
 class Remotes:
     """All the caches elsewhere that one build uses; a context manager. Serves several threads at once.
 
-    warn: called with a sentence, once for each thing that goes wrong; the build goes on. An error other than the
-    user's stopping lets what was done until then be sent before the context ends.
+    warn: called with a sentence, once for each thing that goes wrong; the build goes on. moving: makes a context for
+    the time in which a large blob is fetched, of what it is to be called and its bytes. stopped: whether the build is
+    to end, so that nothing need be fetched any more. An error other than the user's stopping (`drop`) lets what was
+    done until then be sent before the context ends.
     """
 
     def __init__(
@@ -281,25 +287,29 @@ class Remotes:
         sources: Sequence[Source],
         targets: Sequence[Target],
         warn: Callable[[str], object],
+        moving: Callable[[str, int], AbstractContextManager[object]] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.traffic = Traffic()
         self._store = store
         self._sources = list(sources)
         self._targets = list(targets)
         self._warn = warn
+        self._moving = moving
+        self._stopped = stopped
+        self._dropped = threading.Event()
         self._lock = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
         self._found: dict[str, Found] = {}
         self._far: dict[str, Found] = {}
         self._below: dict[str, tuple[Shelf, Descriptor]] = {}
         self._bases: list[tuple[tuple[Layer, ...], Callable[[], object]]] = []
-        self._listings: dict[str, tuple[Entry, ...]] = {}
+        self._listings: dict[str, bytes] = {}
         self._arrivals: dict[str, list[Callable[[], object]]] = {}
         self._lost: set[str] = set()
         self._refusal: StoreError | None = None
         self._told: set[str] = set()
         self._mounted: dict[str, Path] = {}
-        self._restored: dict[tuple[str, Shelf], Folder] = {}
         self._asked: set[str] = set()
         self._workers = _Workers(_WORKERS)
         shared = [s for s in sources if isinstance(s, Steps) and any(s.shelf is t.shelf for t in targets)]
@@ -311,8 +321,10 @@ class Remotes:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._store.elsewhere = None
+        if kind is not None and not issubclass(kind, Exception):
+            self._dropped.set()
         try:
-            self._workers.close(drop=kind is not None and not issubclass(kind, Exception))
+            self._workers.close(drop=self._dropped.is_set())
         finally:
             if self._claims is not None:
                 self._claims.close()
@@ -330,12 +342,17 @@ class Remotes:
         elif far:
             self.bring(far[0])
 
-    def finish(self) -> None:
-        """Wait until all that was offered is sent."""
-        self._workers.wait()
+    def finish(self) -> bool:
+        """Wait until all that was offered is sent; False when the build is stopped meanwhile."""
+        while not self._workers.idle:
+            if self._stopped():
+                return False
+            time.sleep(_PAUSE)
+        return True
 
     def drop(self) -> None:
-        """Send nothing more: the user does not wait."""
+        """Send nothing more, not even what is on its way: the user does not wait."""
+        self._dropped.set()
         self._workers.close(drop=True)
 
     # ------------------------------------------------------------ taking
@@ -350,6 +367,9 @@ class Remotes:
         for source in sources:
             try:
                 found = source.find(key)
+                layer = found.record.layer if found is not None else None
+                if layer is not None and self._store.holds(layer.descriptor):
+                    _check_known(self._store, layer)
             except CorruptError as error:
                 self._tell(f"{source.title}: {error.message}; the step is looked for elsewhere, or done")
                 continue
@@ -400,12 +420,15 @@ class Remotes:
             if below is not None and not self._store.holds(below[1]):
                 try:
                     self._fetch(*below)
-                except StoreError:
-                    if found is None:
+                except StoreError as error:
+                    if found is None or isinstance(error, StoppedError):
                         raise
             if found is not None and found.record.layer is not None:
                 try:
-                    self._fetch(found.shelf, found.record.layer.descriptor)
+                    if self._fetch(found.shelf, found.record.layer.descriptor):
+                        _check_contents(self._store, found.record.layer)
+                except StoppedError:
+                    raise
                 except StoreError as error:
                     raise self._lose(found, error) from error
         with self._lock:
@@ -414,15 +437,18 @@ class Remotes:
             action()
         return True
 
-    def _fetch(self, shelf: Shelf, blob: Descriptor) -> None:
-        """Have a blob of a shelf in the store, verified."""
+    def _fetch(self, shelf: Shelf, blob: Descriptor) -> bool:
+        """Have a blob of a shelf in the store, verified; whether it had to be fetched."""
         if self._store.holds(blob):
-            return
-        with self._store.writer() as writer:
-            shelf.read(blob, writer)
+            return False
+        what = f"fetching {blob.digest[7:19]} from {shelf.title}"
+        told = self._moving if blob.size >= _LARGE else None
+        with told(what, blob.size) if told is not None else nullcontext(), self._store.writer() as writer:
+            shelf.read(blob, _Watched(writer, self._stopped))
             writer.commit(blob.digest, blob.size)
         with self._lock:
             self.traffic.fetched += blob.size
+        return True
 
     def stand_on(self, shelf: Shelf, layers: Sequence[Layer], arrived: Callable[[], object]) -> None:
         """The build stands on an image whose layers lie on a shelf until they are wanted.
@@ -439,7 +465,7 @@ class Remotes:
             if all(self._store.holds(layer.descriptor) for layer in layers):
                 arrived()
 
-    def listing(self, layer: Layer) -> tuple[Entry, ...] | None:
+    def listing(self, layer: Layer) -> bytes | None:
         """What a layer holds that lies elsewhere; None where that has to be found out from the layer's bytes."""
         with self._lock:
             known = self._listings.get(layer.diff_id)
@@ -448,16 +474,16 @@ class Remotes:
             return known
         try:
             data = read_small(found.shelf, found.listing, _LISTING_LIMIT)
-            entries = listings.decode(_gunzipped(data, _LISTING_LIMIT))
+            plain = _gunzipped(data, _LISTING_LIMIT)
+            if not listings.is_sound(plain):
+                return None  # of another version
         except StoreError as error:
             self._tell(f"{found.shelf.title}: {error.message}; the layer itself is read")
             return None
-        if entries is None:
-            return None  # of another version
         with self._lock:
             self.traffic.fetched += len(data)
-            self._listings[layer.diff_id] = entries
-        return entries
+            self._listings[layer.diff_id] = plain
+        return plain
 
     @property
     def lost(self) -> int:
@@ -585,7 +611,7 @@ class Remotes:
             if record.layer is not None:
                 layer = record.layer
                 self._put(shelf, layer.descriptor, lambda: self._store.open_blob(layer.descriptor))
-                data = _gzipped(listings.encode(listing(self._store, layer)))
+                data = _gzipped(listing_data(self._store, layer))
                 entries = self._put_bytes(shelf, data, LISTING)
             else:
                 self._put_bytes(shelf, b"{}", EMPTY.media_type)
@@ -594,8 +620,8 @@ class Remotes:
             shelf.keep(f"step-{record.key}", sheet)
             if anew:
                 shelf.keep(_place_name(place()), sheet)
-        except LostError:
-            return  # told, and done again
+        except (LostError, StoppedError):
+            return  # told, and done again; not wanted any more
         except StoreError as error:
             with self._lock:
                 if target not in self._targets:
@@ -633,7 +659,6 @@ class Remotes:
                     fetched = mounts.restore(source.shelf, found, place, dialect, self._store)
                     with self._lock:
                         self.traffic.fetched += fetched
-                        self._restored[identity, source.shelf] = found
                     return True
             except StoreError as error:
                 self._tell(f"{source.title}: the cache mount {identity} can not be had: {error.message}; it is empty")
@@ -659,10 +684,7 @@ class Remotes:
                         if not free:
                             self._tell(f"the cache mount {identity} is not saved: another build is using it")
                             continue
-                        known = self._restored.get((identity, target.shelf))
-                        saved = mounts.save(
-                            target.shelf, identity, place, self._store, limit=left, known=known, stop=stop
-                        )
+                        saved = mounts.save(target.shelf, identity, place, self._store, limit=left, stop=stop)
                 except (OSError, StoreError) as error:
                     reason = error.message if isinstance(error, StoreError) else error.strerror
                     self._tell(f"the cache mount {identity} is not saved in {target.shelf.title}: {reason}")
@@ -677,8 +699,8 @@ class Remotes:
         except CorruptError:
             return False  # it is put anew
 
-    def _put(self, shelf: Shelf, blob: Descriptor, source: Callable[[], object]) -> None:
-        if shelf.put(blob, source):  # type: ignore[arg-type]
+    def _put(self, shelf: Shelf, blob: Descriptor, source: Callable[[], BinaryIO]) -> None:
+        if shelf.put(blob, lambda: cast("BinaryIO", _Watched(source(), self._dropped.is_set))):
             with self._lock:
                 self.traffic.sent += blob.size
 
@@ -688,6 +710,42 @@ class Remotes:
         blob = Descriptor(media_type, digest_of(data), len(data))
         self._put(shelf, blob, lambda: io.BytesIO(data))
         return blob
+
+
+class StoppedError(StoreError):
+    """The build was stopped while bytes moved."""
+
+
+class _Watched:
+    """A stream, to or from a shelf, that ends with the build."""
+
+    def __init__(self, stream: Any, stopped: Callable[[], bool]) -> None:
+        self._stream = stream
+        self._stopped = stopped
+
+    def read(self, size: int, /) -> bytes:
+        """See `io.RawIOBase.read`. StoppedError."""
+        self._check()
+        return bytes(self._stream.read(size))
+
+    def write(self, data: bytes, /) -> object:
+        """See `io.RawIOBase.write`. StoppedError."""
+        self._check()
+        return self._stream.write(data)
+
+    def close(self) -> None:
+        """See `io.RawIOBase.close`."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if self._stopped():
+            raise StoppedError("the build was stopped")
 
 
 # ---------------------------------------------------------------- claims
@@ -751,7 +809,9 @@ class Claims:
     def done(self, key: str) -> None:
         """The record is there: nobody looks at the claim any more. Idempotent."""
         with self._lock:
-            self._own.pop(key, None)
+            mine = self._own.pop(key, None)
+        if mine is not None:
+            self.shelf.drop(f"claim-{key}")
 
     def free(self, key: str) -> None:
         """Give the step to whoever wants it. Idempotent."""
@@ -806,7 +866,10 @@ class Claims:
 
 
 class _Workers:
-    """Threads that do jobs in the order in which they were added, begun when they are wanted. Jobs do not raise."""
+    """Threads that do jobs in the order in which they were added, begun when they are wanted.
+
+    A job is not expected to raise; the first error of one is raised by `close`.
+    """
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -814,6 +877,7 @@ class _Workers:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._dropped = False
+        self._failure: BaseException | None = None
 
     def add(self, job: Callable[[], object]) -> None:
         """Have a job done soon."""
@@ -824,25 +888,33 @@ class _Workers:
                 thread.start()
         self._queue.put(job)
 
-    def wait(self) -> None:
-        """Until all that was added is done."""
-        self._queue.join()
+    @property
+    def idle(self) -> bool:
+        """Whether all that was added is done."""
+        return not self._queue.unfinished_tasks
 
     def close(self, *, drop: bool) -> None:
-        """End the threads; with `drop` after the jobs that they are at. Idempotent."""
+        """End the threads; with `drop` what they are at ends by itself, or with the process. Idempotent."""
         with self._lock:
             self._dropped = self._dropped or drop
             threads, self._threads = self._threads, []
         for _ in threads:
             self._queue.put(None)
+        until = time.monotonic() + _LAST_WORDS
         for thread in threads:
-            thread.join()
+            # One may be waiting for a registry's answer.
+            thread.join(max(until - time.monotonic(), 0) if drop else None)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
             try:
                 if not self._dropped:
                     job()
+            except BaseException as error:  # raised again in the thread that closes
+                self._failure = self._failure or error
             finally:
                 self._queue.task_done()
         self._queue.task_done()
@@ -881,13 +953,37 @@ class _Explained(Struct, frozen=True):
 
 def _parts_text(parts: Sequence[Part], place: Place) -> bytes:
     # Not by msgspec: names of files need not be UTF-8, and JSON's escapes can say what stands for other bytes.
-    document = {"title": place.title, "notes": list(place.notes), "parts": list(parts)}
+    document = {"title": place.title, "notes": list(place.notes), "parts": list(place.parts or parts)}
     return json.dumps(document, separators=(",", ":")).encode()
 
 
 def _place_name(place: Place) -> str:
     """The name of the sheet that explains misses of a step. The context's place counts not: machines differ in it."""
     return "place-" + hashlib.sha256(f"{place.stage}\n{place.title}".encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _check_known(store: Store, layer: Layer) -> None:
+    """`_check_contents` for a blob that is here already, unless the store knows what it unpacks to."""
+    rows = store.database.query(
+        "SELECT 1 FROM records WHERE digest = ?1 AND diff_id = ?2 UNION ALL "
+        "SELECT 1 FROM layers WHERE digest = ?1 AND diff_id = ?2 LIMIT 1",
+        (layer.descriptor.digest, layer.diff_id),
+    )
+    if not rows:
+        _check_contents(store, layer)
+
+
+def _check_contents(store: Store, layer: Layer) -> None:
+    """CorruptError where a layer's blob does not unpack to what the record says that it does.
+
+    An image would be made of it in which that is wrong, and steps above it would get other keys than they should.
+    """
+    state = hashlib.sha256()
+    with store.open_blob(layer.descriptor) as blob, decompressed(blob) as plain:
+        while data := plain.read(PIECE):
+            state.update(data)
+    if f"sha256:{state.hexdigest()}" != layer.diff_id:
+        raise CorruptError(f"the blob {layer.descriptor.digest} unpacks to something else than {layer.diff_id}")
 
 
 def _gzipped(data: bytes) -> bytes:

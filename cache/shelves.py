@@ -18,7 +18,9 @@ A repository has the sheets under the tags `<tag>-<name>`, beside whatever image
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from cache import whence
@@ -27,13 +29,14 @@ from cache.oci import DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST, Index, Man
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from cache.oci import Descriptor, Digest
     from cache.registry import Registry
     from cache.store import Store
 
 _PIECE = 1 << 20
+_GRACE = 3600.0
+_ABANDONED = 86400.0
 _LARGEST = 4 << 20
 """Bytes of a manifest; registries take no larger ones."""
 
@@ -69,6 +72,10 @@ class Shelf(Protocol):
 
     def keep(self, name: str, sheet: Manifest) -> None:
         """Put a sheet in the place of the one of its name. Its blobs are there already."""
+        ...
+
+    def drop(self, name: str) -> None:
+        """Nobody needs this sheet any more. It may stay: not every registry lets anything be removed. Never raises."""
         ...
 
     def has(self, blob: Descriptor) -> bool:
@@ -115,12 +122,22 @@ class Directory:
         """See `Shelf.keep`."""
         self._write("sheets", name, lambda file: file.write(canonical(sheet.to_json())))
 
+    def drop(self, name: str) -> None:
+        """See `Shelf.drop`."""
+        with suppress(OSError):
+            (self._path / "sheets" / name).unlink()
+
     def has(self, blob: Descriptor) -> bool:
         """See `Shelf.has`. One of another size is none."""
+        path = self._blob(blob)
         try:
-            return self._blob(blob).stat().st_size == blob.size
+            if path.stat().st_size != blob.size:
+                return False
         except OSError:
             return False
+        with suppress(OSError):
+            os.utime(path)  # whoever asks is about to rely on it: see `trim`
+        return True
 
     def read(self, blob: Descriptor, out: Sink) -> None:
         """See `Shelf.read`."""
@@ -150,6 +167,35 @@ class Directory:
 
         self._write("blobs/sha256", blob.digest.removeprefix("sha256:"), copy)
         return True
+
+    def trim(self, limit: int) -> int:
+        """Take sheets away that were not used for longest, until all takes no more than `limit` bytes; the bytes freed.
+
+        Blobs go with the last sheet that names them. What anybody has put or asked for within the last hour stays,
+        whatever it takes. Idempotent, and safe beside other builds: at worst a step is done once more.
+        """
+        young = time.time() - _GRACE
+        blobs = {entry.name: entry.stat() for entry in _entries(self._path / "blobs" / "sha256")}
+        sheets = [(entry.stat().st_mtime, entry.stat().st_size, entry) for entry in _entries(self._path / "sheets")]
+        kept: set[str] = set()
+        total = freed = 0
+        for used, size, entry in sorted(sheets, key=lambda item: -item[0]):
+            try:
+                sheet = Manifest.from_json(parse_json(Path(entry.path).read_bytes(), entry.name))
+                names = {blob.digest.removeprefix("sha256:") for blob in (sheet.config, *sheet.layers)} & blobs.keys()
+            except (OSError, CorruptError):
+                names = set()
+            more = size + sum(blobs[name].st_size for name in names - kept)
+            # Once there is no room, all that is older goes: else small old things would stay for ever.
+            if used < young and (freed or total + more > limit):
+                freed += _taken(entry.path, size)
+            else:
+                kept |= names
+                total += more
+        for name, status in blobs.items():
+            if name not in kept and status.st_mtime < young:
+                freed += _taken(os.path.join(self._path, "blobs", "sha256", name), status.st_size)
+        return freed
 
     def _blob(self, blob: Descriptor) -> Path:
         return self._path / "blobs" / "sha256" / blob.digest.removeprefix("sha256:")
@@ -241,6 +287,9 @@ class Repository:
         """See `Shelf.keep`."""
         self.registry.put_manifest(self.repository, f"{self.tag}-{name}", canonical(sheet.to_json()), sheet.media_type)
 
+    def drop(self, name: str) -> None:
+        """See `Shelf.drop`: it stays. Few registries let a tag be removed, and all of them want the right to delete."""
+
     def has(self, blob: Descriptor) -> bool:
         """See `Shelf.has`."""
         return blob.digest in self._there or self.registry.has_blob(self.repository, blob.digest)
@@ -292,6 +341,27 @@ class _Forward:
     def close(self) -> None:
         """See `io.RawIOBase.close`."""
         self._stream.close()
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """The files of a folder, with those that a killed process was writing a day ago gone; none where there is none."""
+    found = []
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            if not entry.name.startswith("."):
+                found.append(entry)
+            elif entry.stat().st_mtime < time.time() - _ABANDONED:
+                _taken(entry.path, 0)
+    return found
+
+
+def _taken(path: str, size: int) -> int:
+    """Remove a file; `size`, or 0 where somebody else has."""
+    try:
+        os.unlink(path)
+    except OSError:
+        return 0
+    return size
 
 
 def read_small(shelf: Shelf, blob: Descriptor, limit: int) -> bytes:

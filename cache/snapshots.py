@@ -189,9 +189,11 @@ class OverlaySnapshots:
         chains = chain_ids(tuple(layer.diff_id for layer in layers))
         temporary = self._store.temporary()
         os.mkdir(temporary, 0o700)
-        # Executors may cover the folder that holds the upper: a lower must not stand in it.
-        top = os.path.join(temporary, "top")
-        os.mkdir(top, 0o700)
+        top = temporary
+        if not chains:
+            # Executors may cover the folder that holds the upper: the empty lower must not stand in it.
+            top = os.path.join(temporary, "top")
+            os.mkdir(top, 0o700)
         upper, work = os.path.join(top, "upper"), os.path.join(top, "work")
         os.mkdir(upper, 0o755)
         os.mkdir(work, 0o700)

@@ -66,7 +66,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cache.database import Connection
-    from cache.entries import Entry
     from cache.prune import Lease, Pruned
 
 FULL_NAME = "io.containerd.image.name"
@@ -107,8 +106,8 @@ class Elsewhere(Protocol):
         """Have the blob in the store; False for one that nothing is known of. StoreError when it can not be had."""
         ...
 
-    def listing(self, layer: Layer, /) -> tuple[Entry, ...] | None:
-        """What the layer holds, known without its bytes; else None."""
+    def listing(self, layer: Layer, /) -> bytes | None:
+        """What the layer holds, as `cache.listings` has it, known without the layer's bytes; else None."""
         ...
 
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from cache.prune import GRACE, doom, drop_intermediates, forget, sweep, to_trash
+from cache.index import HOUR
+from cache.prune import GRACE, doom, drop_intermediates, empty, forget, sweep, to_trash
 from cache.removal import take_away
 
 if TYPE_CHECKING:
@@ -34,17 +35,17 @@ if TYPE_CHECKING:
 
 KINDS = ("image", "step", "snapshot", "listing", "fetched", "mount", "database", "other")
 PRUNABLE = ("step", "snapshot", "listing", "fetched", "mount")
-_DAY = 86400
 
 
 class Item(Struct, frozen=True):
-    """Something on the disk. path: below the store. used: seconds since 1970, as well as it is known."""
+    """Something on the disk. path: below the store. used, made: seconds since 1970, as well as they are known."""
 
     kind: str
     name: str
     path: str
     size: int
     used: float
+    made: float
 
 
 class Cut(Struct, frozen=True):
@@ -58,28 +59,50 @@ class Cut(Struct, frozen=True):
     held: int
 
 
-def measure(store: Store) -> list[Item]:
-    """All that is in the store. The sizes add up to what the folder occupies on the disk."""
-    disk = _Disk(str(store.root))
+def measure(store: Store, *, remembered: bool = False) -> list[Item]:
+    """All that is in the store. The sizes add up to what the folder occupies on the disk.
+
+    remembered: only what can be pruned, and for snapshots and cache mounts that are as they were the size of last time.
+    """
+    disk = _Disk(str(store.root), _Sizes(store) if remembered else None)
     items = [*_blobs(store, disk), *_derived(store, disk), *_fetched(disk), *_mounts(disk)]
+    if disk.sizes is not None:
+        disk.sizes.keep()
+        return [item for item in items if item.kind in PRUNABLE]
     for name in ("pybuild.db", "pybuild.db-wal", "pybuild.db-shm"):
         items += disk.take("database", name, name)
     rest = disk.take("other", "other", "")
     return [*items, *rest]
 
 
+_CHEAP = ("listing", "snapshot", "fetched", "step", "mount")
+"""What is cheap to have again before what is not: the order among those last used in the same hour."""
+
+
 def cut(
-    store: Store, *, keep: int | None = None, older_than: float | None = None, kinds: Iterable[str] = PRUNABLE
+    store: Store,
+    *,
+    keep: int | None = None,
+    older_than: float | None = None,
+    kinds: Iterable[str] = PRUNABLE,
+    items: Iterable[Item] | None = None,
+    seconds: float | None = None,
 ) -> Cut:
     """Remove from the cache what has not been used for longest.
 
+    items: what `measure` gave a moment ago. seconds: how long files may be deleted; what is left by then, moved aside,
+    goes at the end of later builds.
     kinds: of `PRUNABLE`, what may go. older_than: only what was not used for so many seconds. keep: until what is left
     of these kinds takes no more than so many bytes; None for nothing at all. Images that are listed lose nothing; what
     a running build may rely on stays until it has ended. Idempotent.
     """
     store.ready()
     kinds = frozenset(kinds)
-    candidates = sorted((item for item in measure(store) if item.kind in kinds), key=lambda item: item.used)
+    found = measure(store) if items is None else items
+    candidates = sorted(
+        (item for item in found if item.kind in kinds),
+        key=lambda item: (int(item.used / HOUR), _CHEAP.index(item.kind), item.made),
+    )
     before = time.time() - older_than if older_than is not None else None
     left = sum(item.size for item in candidates)
     chosen: list[Item] = []
@@ -93,8 +116,8 @@ def cut(
         if "step" in kinds:
             _drop_steps(connection, [item for item in chosen if item.kind == "step"])
             if keep is None:
-                day = int((before or time.time() + _DAY) / _DAY)
-                connection.execute("DELETE FROM records WHERE digest IS NULL AND used < ?", (day,))
+                hour = int((before or time.time() + HOUR) / HOUR)
+                connection.execute("DELETE FROM records WHERE digest IS NULL AND used < ?", (hour,))
         forget(connection)
     trash: list[str] = []
     gone: list[Item] = []
@@ -109,7 +132,7 @@ def cut(
             if moved is not None:
                 gone.append(item)
                 trash += moved
-    freed = sum(map(take_away, trash)) + sweep(store)
+    freed = empty(trash, seconds) + sweep(store, seconds)
     store.database.compact()
     return Cut(tuple(gone), freed, len(chosen) - len(gone))
 
@@ -126,7 +149,7 @@ def remove_mount(store: Store, item: Item) -> int | None:
 def _blobs(store: Store, disk: _Disk) -> Iterator[Item]:
     query = store.database.query
     needed = {digest for (digest,) in query(_KEPT_BLOBS)}
-    used = {digest: _latest(day) for digest, day in query("SELECT digest, max(used) FROM records GROUP BY digest")}
+    used = {digest: _latest(hour) for digest, hour in query("SELECT digest, max(used) FROM records GROUP BY digest")}
     steps = dict(query("SELECT digest, step FROM records WHERE digest IS NOT NULL ORDER BY number"))
     for image_id, manifest, last in query(_LAST_LAYERS):
         used[image_id] = used[manifest] = used.get(last, 0.0)
@@ -140,9 +163,9 @@ def _blobs(store: Store, disk: _Disk) -> Iterator[Item]:
             yield from disk.take("step", steps.get(digest, digest), path, used.get(digest, 0.0))
 
 
-def _latest(day: int) -> float:
-    """The latest time that may be meant by a day: what was used today was used a moment ago."""
-    return min(float((day + 1) * _DAY), time.time())
+def _latest(hour: int) -> float:
+    """The latest time that may be meant by an hour: what was used in this one was used a moment ago."""
+    return min(float((hour + 1) * HOUR), time.time())
 
 
 # What an image was built on shows its steps in `history` and costs two small blobs: its layers are the image's own.
@@ -203,10 +226,46 @@ def _mounts(disk: _Disk) -> Iterator[Item]:
             yield from disk.take("mount", name, f"mounts/{entry.name}", used)
 
 
-class _Disk:
-    """The store's folder, each inode of which is counted once."""
+class _Sizes:
+    """The sizes of folders that are as they were when they were last measured."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        rows = store.database.query("SELECT path, stamp, size FROM sizes")
+        self._known: dict[str, tuple[str, int]] = {path: (stamp, size) for path, stamp, size in rows}
+        self._seen: dict[str, tuple[str, int]] = {}
+
+    def of(self, path: str, stamp: str) -> int | None:
+        """The size of a folder that had this stamp."""
+        stamp_then, size = self._known.get(path, ("", 0))
+        if stamp_then != stamp:
+            return None
+        self._seen[path] = stamp, size
+        return size
+
+    def put(self, path: str, stamp: str, size: int) -> None:
+        """Remember a size."""
+        self._seen[path] = stamp, size
+
+    def keep(self) -> None:
+        """Write down what is new, and forget what is gone."""
+        if self._seen == self._known:
+            return
+        with self._store.database.transaction() as connection:
+            connection.executemany(
+                "DELETE FROM sizes WHERE path = ?", [(path,) for path in self._known.keys() - self._seen.keys()]
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO sizes VALUES (?, ?, ?)",
+                [(path, *fact) for path, fact in self._seen.items() if self._known.get(path) != fact],
+            )
+
+
+class _Disk:
+    """The store's folder, each inode of which is counted once. sizes: what need not be counted."""
+
+    def __init__(self, root: str, sizes: _Sizes | None = None) -> None:
+        self.sizes = sizes
         self._root = root
         self._seen: set[tuple[int, int]] = set()
         self._taken: set[str] = set()
@@ -228,6 +287,12 @@ class _Disk:
         size = 0
         queue = [(full, status)]
         self._taken.add(full)
+        stamp = ""
+        if self.sizes is not None and kind in {"snapshot", "mount"}:
+            # The last use of a mount is that of its lock.
+            stamp = f"{status.st_ino} {status.st_ctime_ns if kind == 'snapshot' else used}"
+            if (known := self.sizes.of(path, stamp)) is not None:
+                return [Item(kind, name, path, known, used or status.st_ctime, status.st_ctime)]
         while queue:
             place, about = queue.pop()
             size += self._once(about)
@@ -238,8 +303,10 @@ class _Disk:
                         if entry.path not in self._taken:
                             with suppress(OSError):
                                 queue.append((entry.path, entry.stat(follow_symlinks=False)))
+        if self.sizes is not None and stamp:
+            self.sizes.put(path, stamp, size)
         recent = max(status.st_ctime, 0 if stat.S_ISDIR(status.st_mode) else status.st_atime)
-        return [Item(kind, name, path, size, used or recent)]
+        return [Item(kind, name, path, size, used or recent, status.st_ctime)]
 
     def _once(self, status: os.stat_result) -> int:
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):

@@ -24,6 +24,8 @@ INFO = Command(
 _PROGRAMS = {
     "newuidmap": "RUN as an ordinary user, with every id",
     "proot": "RUN where neither namespaces nor chroot are allowed",
+    "crun": "RUN with --isolation=crun",
+    "runc": "RUN with --isolation=runc",
     "git": "contexts and ADD from git repositories",
 }
 
@@ -56,7 +58,8 @@ def info(given: Given, around: Surroundings) -> int:
     form = given.one("format", "text")
     if form not in {"text", "json"}:
         raise UsageError(f"--format {form!r} is neither text nor json")
-    path = around.environ.get("PATH", os.defpath)
+    # Debian keeps runc where ordinary users do not look.
+    path = f"{around.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     with open_store(given, around.environ) as store:
         images = store.images(all=True)
         facts: dict[str, object] = {
@@ -76,6 +79,7 @@ def info(given: Given, around: Surroundings) -> int:
         isolation = choose_isolation()
         facts["tier"], facts["reason"] = isolation.tier, isolation.reason
         facts["RUN"] = f"by {isolation.mechanism}" if isolation.mechanism else "can not work here"
+        facts["network"] = f"by {isolation.network}" if isolation.network else f"shared: {isolation.shared}"
         if isolation.hint:
             facts["for more"] = isolation.hint
     except BuildError as error:

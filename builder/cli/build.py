@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from builder.cli.flags import FALSE, TRUE, Command, Flag, UsageError, fields, pairs
 from builder.cli.opened import INSECURE, choose_isolation, open_registries, open_store, pull_policy
-from builder.model import BuildRequest, CacheUse, OutputSpec, RunOptions, SecretSource, SshSource
+from builder.model import Budget, BuildRequest, CacheUse, LintUse, OutputSpec, RunOptions, SecretSource, SshSource
 from builder.terminal import STYLES, progress
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from builder.cli.surroundings import Surroundings
     from builder.model import BuildResult, CachePlace
     from cache.oci import Platform
+    from cache.store import Store
 
-_NO_REGISTRY = "this version speaks to no registry; bases come from the store and --build-context"
 _NO_LIMITS = "limits on processor and memory of a RUN are not supported; limit pybuild itself, such as by systemd-run"
 
 BUILD = Command(
@@ -53,6 +53,12 @@ BUILD = Command(
             value="STAGE,...",
             many=True,
             bare=True,
+        ),
+        Flag(
+            "cache-budget",
+            "what the cache may take of the disk, kept at a build's end: a size, none, or auto "
+            "(default: $PYBUILD_CACHE_BUDGET, else auto)",
+            value="SIZE",
         ),
         Flag(
             "cache-from",
@@ -101,10 +107,19 @@ BUILD = Command(
         Flag("ignorefile", "the ignore file (default: <Dockerfile>.dockerignore, .dockerignore)", value="FILE"),
         Flag(
             "isolation",
-            "where RUN runs: auto, namespaces, chroot, proot; or privileged, rootless, rootless-single",
+            "where RUN runs: auto, namespaces, chroot, proot; privileged, rootless, rootless-single; by crun, runc",
             value="TIER",
         ),
         Flag("require-isolation", "refuse what isolates less than: namespaces, chroot, proot", value="LEAST"),
+        Flag(
+            "lint",
+            "look into the layers, too; with =error, a warning fails the build, and no name moves",
+            value="error",
+            bare=True,
+        ),
+        Flag("max-size", "fail when the files of all layers take more: 200m, 1g", value="SIZE"),
+        Flag("max-layer", "fail when those of a layer that is not the base's do", value="SIZE"),
+        Flag("max-waste", "fail when more is shipped and not seen, in bytes or in percent: 10m, 5%", value="SIZE"),
         Flag("dry-run", "print the plan and what each instruction comes to; run and write nothing"),
         Flag("call", "tell instead of building: check, outline, targets; with ,format=json as JSON", value="METHOD"),
         Flag("check", "the same as --call=check: look for mistakes, build nothing"),
@@ -138,6 +153,7 @@ Exit codes: 0 built, 1 the build failed, 2 wrong command line, 3 damaged store o
 )
 
 _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_AUTO = -1
 _NETWORKS = ("default", "none", "host")
 _ENTITLEMENTS = ("network.host", "security.insecure")
 
@@ -150,6 +166,11 @@ def build(given: Given, around: Surroundings) -> int:
     if not given.has("pull"):
         request = replace(request, pull=pull_policy(around.environ))
     style = style_of(given, around.environ)
+    if request.lint.layers:
+        from builder.cli.looking import lint_use
+
+        request = replace(request, lint=lint_use(request, around))
+    limit = budget_of(given, around.environ)
     if given.on("dry-run"):
         return _dry_run(request, given, around)
     if given.has("call") or given.on("check"):
@@ -192,10 +213,42 @@ def build(given: Given, around: Surroundings) -> int:
             raise
         finally:
             display.close()
-    _write_results(given, result)
-    if style == "quiet":
-        around.say(result.image.id)
+        _write_results(given, result)
+        if style == "quiet":
+            around.say(result.image.id)
+        # The last thing, when all that was asked for is there.
+        if result.steps > result.cached:
+            _keep_budget(store, limit, result.written, style, around)
     return 0
+
+
+def _keep_budget(store: Store, limit: int | None, written: int, style: str, around: Surroundings) -> None:
+    """Cut the cache down to its budget, and say so where there is someone to read it."""
+    from cache import budget
+    from cache.errors import StoreError
+
+    most = budget.default(store) if limit == _AUTO else budget.Budget(limit)
+    try:
+        done = budget.keep(store, most, written)
+    except StoreError:
+        return  # the build is done; the next one tries again
+    if done is not None and style not in {"quiet", "none", "rawjson"}:
+        from builder.terminal import human_size
+
+        count = len(done.items)
+        print(
+            f"the cache was over its budget: {human_size(sum(item.size for item in done.items))} of it removed, "
+            f"{count} thing{'s' * (count != 1)} not used for longest",
+            file=around.stderr,
+        )
+
+
+def budget_of(given: Given, environ: Mapping[str, str]) -> int | None:
+    """How many bytes the cache may take: None for any number, `_AUTO` for what the disk's size makes of it."""
+    text = given.one("cache-budget") or environ.get("PYBUILD_CACHE_BUDGET") or "auto"
+    if text in {"auto", "none"}:
+        return _AUTO if text == "auto" else None
+    return size(text, "cache-budget")
 
 
 def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
@@ -209,7 +262,7 @@ def _dry_run(request: BuildRequest, given: Given, around: Surroundings) -> int:
         registries = functools.cache(lambda: open_registries(given, around.environ))
         remote = remote_of(request, store, registries, lambda _: None)
         plan, work = prepare(request, store, contexts, remote)
-        examined = examine(plan, work.stages, contexts)
+        examined = examine(plan, work.stages, contexts, request.lint.settings)
     around.say(outline(plan, work.stages).rstrip("\n"))
     for finding in examined.all:
         print(render_finding(finding, colour=around.colour(around.stderr)), end="", file=around.stderr)
@@ -269,11 +322,46 @@ def request_of(given: Given, environ: Mapping[str, str]) -> BuildRequest:
         ),
         ignore_file=given.one("ignorefile"),
         cache=_cache_use(given),
+        lint=_lint_use(given),
         cache_from=_places(given, "cache-from"),
         cache_to=_places(given, "cache-to"),
         pull=_pull_flag(given),
         squash=given.on("squash"),
     )
+
+
+def _lint_use(given: Given) -> LintUse:
+    """What --lint and the --max flags ask for."""
+    asked = given.one("lint")
+    if given.has("lint") and asked not in {"", "true", "false", "error"}:
+        raise UsageError(f"--lint={asked}: it takes nothing, or error", hint=_meant(asked, ("error",)))
+    return LintUse(given.has("lint") and asked != "false", asked == "error", sizes_of(given))
+
+
+def sizes_of(given: Given) -> Budget:
+    """What --max-size, --max-layer and --max-waste allow."""
+    waste = given.one("max-waste")
+    percent: float | None = None
+    if waste.endswith("%"):
+        try:
+            percent = float(waste[:-1])
+        except ValueError:
+            percent = -1.0
+        if not 0 <= percent <= 100:
+            raise UsageError(f"--max-waste {waste!r} is no share", hint="--max-waste 5%, or 10m")
+    return Budget(
+        max_size=bytes_of(given, "max-size"),
+        max_layer=bytes_of(given, "max-layer"),
+        max_waste=None if percent is not None else bytes_of(given, "max-waste"),
+        waste_percent=percent,
+    )
+
+
+def bytes_of(given: Given, flag: str) -> int | None:
+    """The bytes of a flag that may be 0; None when it was not given."""
+    if not given.has(flag):
+        return None
+    return 0 if given.one(flag) == "0" else size(given.one(flag), flag)
 
 
 def _places(given: Given, flag: str) -> tuple[CachePlace, ...]:
@@ -434,9 +522,7 @@ def host(text: str) -> tuple[str, str]:
     if cut < 1 or not address:
         raise UsageError(f"--add-host {text!r} is not NAME:ADDRESS")
     if address == "host-gateway":
-        raise UsageError(
-            "--add-host with host-gateway is not supported", hint="RUN shares this machine's network: 127.0.0.1 is it"
-        )
+        raise UsageError("--add-host with host-gateway is not supported", hint="give an address that this machine has")
     import socket
 
     for family in (socket.AF_INET, socket.AF_INET6):

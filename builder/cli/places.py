@@ -21,7 +21,7 @@ _PUT = ("mode", "mounts", "mounts-max", "ignore-error", "oci-mediatypes", "image
 _KNOWN = {
     ("cache-from", "local"): ("src", "mounts"),
     ("cache-from", "registry"): ("ref", "mounts", "registry.insecure"),
-    ("cache-to", "local"): ("dest", *_PUT),
+    ("cache-to", "local"): ("dest", "keep", *_PUT),
     ("cache-to", "registry"): ("ref", "registry.insecure", *_PUT),
     ("cache-to", "inline"): (),
 }
@@ -33,7 +33,7 @@ _REFUSED = {
     "force-compression": _AS_IT_IS,
     "tag": _ONE,
     "digest": _ONE,
-    "reset": "remove the folder",
+    "reset": "remove the folder, or give it a limit with keep=SIZE",
 }
 """Attributes of docker's that can not be honoured, and why."""
 
@@ -86,6 +86,7 @@ def cache_place(text: str, flag: str, size: Callable[[str, str], int]) -> CacheP
         required=not _truth(found, "ignore-error", flag, default=True),
         mounts=_truth(found, "mounts", flag, default=True),
         mounts_max=size(found["mounts-max"], f"{flag}: mounts-max") if "mounts-max" in found else 2 << 30,
+        keep=size(found["keep"], f"{flag}: keep") if "keep" in found else 0,
         insecure=_truth(found, "registry.insecure", flag, default=False),
     )
 

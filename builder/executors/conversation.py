@@ -86,6 +86,8 @@ def converse(
                     running = False
                 case ("failed", number, text):
                     ended.failure = (number, text)
+                case ("shared", text):
+                    output(f"pybuild: RUN shares this machine's network: {text}\n".encode())
                 case ("made", paths, times):
                     ended.made, ended.times = paths, times
                 case _:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.errors import BuildError, UnsupportedError
 from builder.executors.conversation import Ended, check, converse
+from cache.disk import mark_new
 from cache.snapshots import DirectoryRoot, OverlayRoot
 
 if TYPE_CHECKING:
@@ -24,38 +25,51 @@ if TYPE_CHECKING:
 
 
 class NamespaceExecutor:
-    """Runs in namespaces. tier: its name. userns: this process is in a user namespace; single: with one id only."""
+    """Runs in namespaces. tier: its name. userns: this process is in a user namespace; single: with one id only.
 
-    def __init__(self, tier: str, *, userns: bool = False, single: bool = False) -> None:
+    network: the path of slirp4netns or pasta, by which a RUN with the default network gets one of its own; without, it
+    shares this machine's.
+    """
+
+    _SERVER = "builder.sandbox"
+
+    def __init__(self, tier: str, *, userns: bool = False, single: bool = False, network: str = "") -> None:
         self._tier = tier
+        self._network = network
         self._userns = userns
         self._single = single
         self._lock = threading.Lock()
         self._server: socket.socket | None = None
+        self._said = False
 
     @property
     def tier(self) -> str:
         """The tier's name."""
         return self._tier
 
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self._tier
+
     def run(self, spec: RunSpec, output: Callable[[bytes], None], stop: threading.Event) -> int:
         """Run to the end: see `Executor.run`."""
         check(spec, stop)
         if self._single and (spec.uid or spec.gid):
-            raise UnsupportedError(
-                f"user {spec.uid}:{spec.gid} can not be had in tier {self._tier}, which has one id",
-                hint="more ids take newuidmap and ranges in /etc/subuid and /etc/subgid",
-            )
+            self._stand_in(spec, output)
         ours, theirs = socket.socketpair()
         reading, writing = os.pipe()
         try:
             with ours:
                 with theirs:
                     try:
-                        self._request(theirs, writing)
+                        self._request(theirs, writing, spec)
                     finally:
                         os.close(writing)
-                return self._converse(ours, reading, spec, output, stop)
+                status = self._converse(ours, reading, spec, output, stop)
+                if self._single and (spec.uid or spec.gid) and isinstance(spec.root, OverlayRoot):
+                    mark_new(os.fsencode(spec.root.upper), spec.uid, spec.gid)
+                return status
         finally:
             os.close(reading)
 
@@ -68,12 +82,30 @@ class NamespaceExecutor:
                 server.shutdown(socket.SHUT_WR)
                 server.recv(1)  # its end closes when it ends
 
-    def _request(self, theirs: socket.socket, writing: int) -> None:
+    def _stand_in(self, spec: RunSpec, output: Callable[[bytes], None]) -> None:
+        """Say what the one id is not, when it stands for another user: once for a build."""
+        with self._lock:
+            said, self._said = self._said, True
+        if not said:
+            user = f"{spec.uid}:{spec.gid}"
+            text = (
+                f"pybuild: there is one id in tier {self._tier}: user {user} owns all files, may write to them, and is "
+                "in no other group; more ids take newuidmap and ranges in /etc/subuid and /etc/subgid\n"
+            )
+            output(text.encode())
+
+    def _request(self, theirs: socket.socket, writing: int, spec: RunSpec) -> None:
+        from builder import sandbox
+
+        kind = sandbox.WITHOUT_NETWORK
+        if spec.network == "default":
+            # With every capability a command may change the network itself.
+            kind = sandbox.WITH_NETWORK_TO_SPOIL if spec.insecure else sandbox.WITH_NETWORK
         with self._lock:
             if self._server is None:
-                self._server = _start_server()
+                self._server = _start_server(self._SERVER, self._network)
             try:
-                socket.send_fds(self._server, [b"r"], [theirs.fileno(), writing])
+                socket.send_fds(self._server, [kind], [theirs.fileno(), writing])
             except OSError as error:
                 raise BuildError(f"the process that starts RUNs has ended: {error}") from error
 
@@ -82,15 +114,16 @@ class NamespaceExecutor:
     ) -> int:
         ended = Ended()
         try:
-            converse(ours, reading, self._describe(spec), output, stop, ended)
+            converse(ours, reading, self.describe(spec), output, stop, ended)
         finally:
             if not isinstance(spec.root, OverlayRoot):
                 _remove_mount_points(spec.root.path, ended.made, ended.times)
         if ended.failure is not None:
-            raise _failure(self._tier, *ended.failure)
+            raise _failure(self.name, *ended.failure)
         return ended.status
 
-    def _describe(self, spec: RunSpec) -> dict[str, Any]:
+    def describe(self, spec: RunSpec) -> dict[str, Any]:
+        """The request to the server."""
         return {
             "root": _root(spec.root),
             "argv": spec.argv,
@@ -129,12 +162,12 @@ def _source(source: Path | Root) -> tuple[Any, ...]:
     return ("path", str(source))
 
 
-def _failure(tier: str, number: int, text: str) -> BuildError:
+def _failure(name: str, number: int, text: str) -> BuildError:
     import errno
 
     if number == errno.ENOSPC and "unshare" in text:
         return UnsupportedError("no more namespaces can be made", hint="raise the limits in /proc/sys/user")
-    return BuildError(f"the command's sandbox could not be set up ({tier}): {text}")
+    return BuildError(f"the command's sandbox could not be set up ({name}): {text}")
 
 
 def _remove_mount_points(root: Path, made: list[str], times: list[tuple[str, int, int]]) -> None:
@@ -155,8 +188,8 @@ def _remove_mount_points(root: Path, made: list[str], times: list[tuple[str, int
             continue
 
 
-def _start_server() -> socket.socket:
-    """Start builder/sandbox.py and return the socket that it takes requests from."""
+def _start_server(module: str, network: str) -> socket.socket:
+    """Start builder/sandbox.py, or another module's `main` that serves, and return the socket that it listens to."""
     from builder import sandbox
 
     folder = os.path.dirname(os.path.dirname(os.path.abspath(sandbox.__file__)))
@@ -168,7 +201,7 @@ def _start_server() -> socket.socket:
         try:
             sandbox.set_attributes(interpreter, sandbox.RDONLY)
             # By import, so that it is compiled once and not at every start.
-            start = f"import sys; sys.path.insert(0, {folder!r}); from builder.sandbox import main; main()"
+            start = f"import sys; sys.path.insert(0, {folder!r}); from {module} import main; main(program={network!r})"
             argv = [sys.executable, "-I", "-S", "-c", start]
             actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)]
             pid = os.posix_spawn(f"/proc/self/fd/{interpreter}", argv, {"LC_ALL": "C.UTF-8"}, file_actions=actions)

@@ -261,9 +261,16 @@ def _check_link(step: FileStep) -> None:
 # ---------------------------------------------------------------- keys
 
 
+MEANING = "1"
+"""Part of every key of a FileStep: to be raised when the same step of the same files makes another layer than before.
+
+`tests/builder/test_meaning.py` tells when that is.
+"""
+
+
 def step_parts(step: FileStep) -> list[Part]:
     """What a step's key has of the step itself, readable. Where files come from does not count, only what they are."""
-    parts = [("to", step.destination + ("/" if step.into else ""))]
+    parts = [("COPY and ADD of pybuild", MEANING), ("to", step.destination + ("/" if step.into else ""))]
     parts += [
         (name, str(value))
         for name, value in (
@@ -311,6 +318,24 @@ def inputs(step: FileStep, files: Files | None, fetch: Fetcher | None = None) ->
         files.hash_all([one.entry for _, one in picked])
     describe = _Describer(step, files)
     return [*parts, *(describe(found, one) for found, one in picked)]
+
+
+def stamp(step: FileStep, files: Directory) -> tuple[str, bool] | None:
+    """What changes when `inputs` does, found without looking at files one by one; see `Directory.stamp`.
+
+    None where that can not be had.
+    """
+    stamps = []
+    for item in step.sources:
+        if not isinstance(item, PathSource) or step.parents:
+            return None
+        names = parts_of(os.fsencode(item.pattern))
+        plain = next((at for at, name in enumerate(names) if _is_wildcard(name)), len(names))
+        found = files.stamp(files.resolve(b"/".join(names[:plain])), through_links=plain < len(names))
+        if found is None:
+            return None
+        stamps.append((item.pattern, *found))
+    return repr([(pattern, digest) for pattern, digest, _ in stamps]), all(sure for *_, sure in stamps)
 
 
 class _Describer:

@@ -99,6 +99,14 @@ def owner(spec: str, files: Files, *, strict: bool = True) -> tuple[int, int]:
     return uid, gid
 
 
+def known_ids(files: Files) -> tuple[frozenset[int], frozenset[int]] | None:
+    """The ids of the users and of the groups that have names; None where /etc/passwd is missing."""
+    users, groups = _lines(files, _PASSWD), _lines(files, _GROUP)
+    if not users:
+        return None
+    return frozenset(_int(line, 2) for line in users), frozenset(_int(line, 2) for line in groups)
+
+
 def names_in(spec: str) -> tuple[str, ...]:
     """The parts of `user[:group]` that are names and not numbers, so that a file must be asked."""
     return tuple(part for part in spec.split(":", 1) if part and _number(part) is None)

@@ -126,6 +126,13 @@ def _arguments(state: StageState) -> list[str]:
     return [f"|{len(last)}", *(f"{name}={masked(name, value)}" for name, value in pairs)]
 
 
+MEANING = "1"
+"""Part of every key of a RunStep: to be raised when the same step sees or leaves something else than before.
+
+`tests/builder/test_meaning.py` tells when that is.
+"""
+
+
 def run_parts(step: RunStep, options: RunOptions = RunOptions()) -> list[tuple[str, str]]:
     """What of the step decides what it makes, readable, without any secret in it (`run_secrets` has those).
 
@@ -133,7 +140,8 @@ def run_parts(step: RunStep, options: RunOptions = RunOptions()) -> list[tuple[s
     by their target only, secrets and agents not by their content; proxies that nothing declares do not count. What lies
     behind bind mounts is not known here.
     """
-    parts = [(f"argv {index}", word) for index, word in enumerate(step.argv)]
+    parts = [("RUN of pybuild", MEANING)]
+    parts += [(f"argv {index}", word) for index, word in enumerate(step.argv)]
     for line in step.env:
         name, _, value = line.partition("=")
         if name not in step.unkeyed:

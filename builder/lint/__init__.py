@@ -24,10 +24,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from builder.lint import settings as given
+    from builder.lint.layers import LayerRule
     from builder.model import Finding
     from grammar.instructions import Instruction
 
-__all__ = ["RULES", "LintStage", "Options", "Rule", "Settings", "Subject", "every", "instruction_at", "look", "run"]
+__all__ = [
+    "RULES",
+    "LintStage",
+    "Options",
+    "Rule",
+    "Settings",
+    "Subject",
+    "every",
+    "instruction_at",
+    "known",
+    "look",
+    "run",
+]
 
 RULES = (*stages.RULES, *instructions.RULES, *values.RULES)
 """BuildKit's checks; the order is that of findings in one line."""
@@ -93,11 +106,20 @@ class Settings(Struct, frozen=True):
             return self
         return Settings(self.skip | more.skip, self.experimental | more.experimental, self.error)
 
-    def allow(self, rule: Rule) -> bool:
+    def allow(self, rule: Rule | LayerRule) -> bool:
         """Whether the rule runs."""
         if rule.experimental:
             return rule.name in self.experimental or _ALL in self.experimental
         return rule.name not in self.skip and _ALL not in self.skip
+
+
+def known() -> given.Known:
+    """All rules that may be named, on the syntax and on the layers."""
+    from builder.lint.layers import RULES as OF_LAYERS
+    from builder.lint.settings import Known
+
+    rules = every()
+    return Known((*rules, *OF_LAYERS), (rule.name for rule in rules if rule.optional))
 
 
 def run(subject: Subject, settings: Settings, rules: Iterable[Rule] = RULES) -> list[Finding]:

@@ -148,7 +148,8 @@ def wget_progress(subject: Subject) -> Iterator[Finding]:
         for command in run.commands:
             if command.name != "wget" or not command.arguments or command.has(*quiet):
                 continue
-            if any(command.switch(letter) for letter in "qoa") or any(r.target.literal for r in command.redirects):
+            short = (word.literal for word in command.arguments)
+            if any(re.match(r"-[a-zA-Z]*[qoa]", text) for text in short) or command.redirects:
                 continue
             hint = "add -nv, or -q, which busybox has, too"
             yield subject.finding("WgetProgress", "wget writes its progress into the log", run.at(command), hint)

@@ -38,12 +38,17 @@ class Page(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """All that is to be told. subject: what was looked at: a build file's name, or an image's. version: pybuild's."""
+    """All that is to be told. subject: what was looked at: a build file's name, or an image's. version: pybuild's.
+
+    shipped, visible: of an image, the bytes in its layers, and those of them that can be seen.
+    """
 
     subject: str
     findings: tuple[Finding, ...]
     pages: Mapping[str, Page]
     version: str = ""
+    shipped: int | None = None
+    visible: int | None = None
 
     def page(self, rule: str) -> Page:
         """The page of a rule; of a code of shellcheck's what can be said of it."""
@@ -104,7 +109,10 @@ def as_json(report: Report) -> str:
         if report.page(finding.rule).url:
             entry["url"] = report.page(finding.rule).url
         found.append(entry)
-    return _dumped({"subject": report.subject, "findings": found})
+    whole: Document = {"subject": report.subject, "findings": found}
+    if report.shipped is not None:
+        whole["efficiency"] = {"shipped": report.shipped, "visible": report.visible}
+    return _dumped(whole)
 
 
 def _dumped(document: object) -> str:

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from builder.lint.subject import Edit, Rule, Subject, inserted
 from builder.model import Severity
+from grammar.source import Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,6 +206,8 @@ def _takes_recommended(call: Call, run: Running, subject: Subject) -> bool:
     return (
         call.manager == "apt"
         and call.does == "install"
+        and not command.switch("s")
+        and not command.has("--simulate", "--dry-run", "--print-uris", "--download-only")
         and not command.has("--no-install-recommends", "--install-recommends", "--without-recommends")
         and not (command.name == "aptitude" and command.switch("R"))
         and not any("Install-Recommends" in word.literal for word in command.words)
@@ -283,7 +286,11 @@ def _left_lists(run: Running) -> Iterator[tuple[Call, str]]:
     updates = [call for call in made if call.manager == "apt" and call.does == "update"]
     if updates:
         last = updates[-1]
-        cleaned = _mentioned_after(run, last, "/var/lib/apt/lists") or _removed_after(run, last, "/var/lib/apt")
+        cleaned = (
+            _mentioned_after(run, last, "/var/lib/apt/lists")
+            or _removed_after(run, last, "/var/lib/apt")
+            or any(call.does in {"dist-clean", "distclean"} and call.word.start > last.word.start for call in made)
+        )
         if not cleaned and not run.mounted("/var/lib/apt/lists"):
             yield last, "end the RUN with rm -rf /var/lib/apt/lists/*, or mount a cache at /var/lib/apt/lists"
     for call in made:
@@ -340,10 +347,21 @@ def _removed_after(run: Running, call: Call, folder: str) -> bool:
     )
 
 
-def _no_cache(subject: Subject, finding: Finding) -> Iterator[Edit]:
+def _no_lists(subject: Subject, finding: Finding) -> Iterator[Edit]:
     for run, call in _calls_at(subject, finding):
         if call.manager == "apk" and _keeps_index(call, run):
             yield from inserted(run, call.word, " --no-cache")
+        elif call.manager == "apt":
+            last = run.script.commands[-1]
+            # Only where nothing but && is in the RUN, and what the lists are for is done in it.
+            plain = run.script.whole and all(
+                each.after in {"&&", ""} and not each.depth for each in run.script.commands
+            )
+            installs = any(each.does == "install" for each in calls(run))
+            if plain and installs and len(run.script.pipelines) == len(run.script.commands) and last.pipes == 1:
+                end = run.place(last.end - 1, last.end)
+                at = Span(end.end_line, end.end_column, end.end_line, end.end_column)
+                yield Edit(at, " && rm -rf /var/lib/apt/lists/*")
 
 
 def language_cache_left(subject: Subject) -> Iterator[Finding]:
@@ -625,7 +643,7 @@ RULES = (
         aliases=("DL3009", "DL3019", "DL3032", "DL3036", "DL3040"),
         severity=Severity.INFO,
         preview=True,
-        fix=_no_cache,
+        fix=_no_lists,
     ),
     Rule(
         "LanguageCacheLeft",

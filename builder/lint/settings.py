@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from builder.lint.subject import Options
-from builder.model import Finding, Severity
+from builder.model import Budget, Finding, Severity
 from grammar.suggest import nearest
 
 if TYPE_CHECKING:
@@ -287,6 +287,30 @@ def _truth(table: Mapping[str, object], key: str, *, default: bool) -> bool:
     return value
 
 
+_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def budget(settings: Settings, given: Budget) -> Budget:
+    """What an image may take: as the flags say, else as the configuration does. SettingsError for what is no size."""
+    limits: dict[str, int] = {}
+    percent: float | None = None
+    for key, text in settings.limits:
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([bkmgt]?)(?:i?b)?|(%))", text.strip().lower())
+        if found is None or (found[3] and key != "max-waste"):
+            raise SettingsError(f"{key} = {text!r} is no size", 'such as "500m"; max-waste also "5%"')
+        if found[3]:
+            percent = float(found[1])
+        else:
+            limits[key.replace("-", "_")] = int(float(found[1]) * _UNITS[found[2] or ""])
+    chosen = {name: getattr(given, name) for name in ("max_size", "max_layer")}
+    waste = given.max_waste is not None or given.waste_percent is not None
+    return Budget(
+        **{name: limits.get(name) if value is None else value for name, value in chosen.items()},
+        max_waste=given.max_waste if waste else limits.get("max_waste"),
+        waste_percent=given.waste_percent if waste else percent,
+    )
+
+
 def overlaid(
     settings: Settings,
     known: Known,
@@ -411,19 +435,22 @@ def judge(
     ran: Iterable[str],
     known: Known,
     errors: Iterable[str] = (),
+    always: Iterable[str] = (),
+    unused: bool = True,
 ) -> list[Finding]:
     """Of what the rules found, what counts, with its severity; the file's order, then that of the layers.
 
     dockerfile: None for an image without one. ran: the names of the rules that looked, so that only a comment that
-    could have silenced something is called unused. errors: rules whose findings the file itself calls errors.
+    could have silenced something is called unused. errors: rules whose findings the file itself calls errors. always:
+    rules that count whatever is selected, since a flag asked for them. unused: comments that silence nothing are told.
     """
-    strict = frozenset(errors)
+    strict, demanded = frozenset(errors), frozenset(always)
     silencing = suppressions(dockerfile, known) if dockerfile is not None else []
     used: set[int] = set()
     kept: list[Finding] = []
     chosen = dict(settings.severities)
     for finding in found:
-        if not settings.runs(finding.rule, known.optional):
+        if finding.rule not in demanded and not settings.runs(finding.rule, known.optional):
             continue
         by = [
             number
@@ -436,16 +463,14 @@ def judge(
             if finding.rule in strict and finding.rule not in chosen:
                 severity = Severity.ERROR
             kept.append(replace(finding, severity=severity))
-    if dockerfile is not None and settings.runs(UNUSED, known.optional):
-        looked = frozenset(ran)
-        unused = [
-            _unused(each, looked, dockerfile.source) for number, each in enumerate(silencing) if number not in used
-        ]
+    if unused and dockerfile is not None and settings.runs(UNUSED, known.optional):
+        looked = frozenset(name for name in ran if settings.runs(name, known.optional))
+        idle = [_unused(each, looked, dockerfile.source) for number, each in enumerate(silencing) if number not in used]
         # What is said of a comment can be silenced for the whole file, but by no comment of its own line.
         wide = any(each.lines is None and UNUSED in each.rules for each in silencing)
         kept += [
             replace(finding, severity=settings.severity(finding))
-            for finding in unused
+            for finding in idle
             if finding is not None and not wide
         ]
     return sorted(kept, key=_order)
@@ -461,7 +486,8 @@ def _unused(suppression: Suppression, ran: frozenset[str], source: Source) -> Fi
     if suppression.problem:
         message = f"the comment silences nothing: {suppression.name}"
         return Finding(UNUSED, message, suppression.span, source, suppression.problem, Severity.INFO)
-    if suppression.name.lower() == "all" or UNUSED in suppression.rules or not suppression.rules & ran:
+    rules = {SHELLCHECK if _SHELLCHECK_CODE.match(rule) else rule for rule in suppression.rules}
+    if suppression.name.lower() == "all" or UNUSED in rules or not rules & ran:
         return None
     where = "in the file" if suppression.lines is None else "in the instruction below"
     message = f"{suppression.name} is silenced {where}, and would say nothing there"

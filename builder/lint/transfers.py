@@ -172,20 +172,25 @@ def copy_of_whole_stage(subject: Subject) -> Iterator[Finding]:
     """A whole file system should not be copied onto another.
 
     Why: two systems are mixed, and every byte is shipped once more. From scratch it is a way to make one layer of many,
-    and nothing is said.
+    and images that are made to be copied whole are taken as they are: of both nothing is said.
 
     Bad:
         FROM debian:12 AS build
+        RUN make install
         FROM debian:12
         COPY --from=build / /
 
     Good:
         FROM debian:12 AS build
+        RUN make install
         FROM debian:12
         COPY --from=build /usr/local/bin/app /usr/local/bin/
     """
+    made = {stage.name for stage in subject.plan.dockerfile.stages if stage.instructions}
     for stage, instruction in _instructions(subject):
         if not isinstance(instruction, Copy) or instruction.from_ is None or stage.from_.image.text == "scratch":
+            continue
+        if instruction.from_.text.lower() not in made and not instruction.from_.text.isdecimal():
             continue
         roots = {"/", "/.", "/*"}
         if instruction.destination.text in roots and any(word.text in roots for word in instruction.sources):

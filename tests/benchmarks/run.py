@@ -4,6 +4,8 @@
     run.py                             all cases, all builders that are here, 3 rounds
     run.py --rounds 5 --cases runs,noop --builders pybuild,buildkit
     run.py --scale 0.1                 smaller contexts, for a first look
+    run.py --cases steps10,steps100,steps1000,files1000,files100000
+                                       rebuilds of which all is in the cache, by their size: not done unless asked for
 
 Needs root, and a static busybox for the base. Every builder gets a store of its own in a temporary folder; dockerd is
 started on a private socket and stopped by its process id. The builders take turns within a round, so that a machine
@@ -61,7 +63,24 @@ class Case:
 
 
 def runs(context: Path, scale: float) -> None:
-    lines = ["FROM busybox", *(f"RUN echo {number} > /file{number}" for number in range(max(1, int(30 * scale))))]
+    write_runs(context, [max(1, int(30 * scale))])
+
+
+def chain(context: Path, scale: float) -> None:
+    write_runs(context, [max(1, int(100 * scale))])
+
+
+def stages(context: Path, scale: float) -> None:
+    write_runs(context, [max(1, int(25 * scale))] * 4)
+
+
+def write_runs(context: Path, counts: list[int]) -> None:
+    """A stage of so many RUNs for each count; the last takes a file of each other."""
+    lines: list[str] = []
+    for stage, count in enumerate(counts):
+        lines.append(f"FROM busybox AS s{stage}")
+        lines += [f"RUN echo {stage} {number} > /file{number}" for number in range(count)]
+    lines += [f"COPY --from=s{stage} /file0 /from{stage}" for stage in range(len(counts) - 1)]
     (context / "Dockerfile").write_text("\n".join(lines) + "\n")
 
 
@@ -116,17 +135,61 @@ def small_app(context: Path, scale: float) -> None:
     (context / "app.py").write_text("print('hello')\n")
 
 
+def steps(count: int) -> Callable[[Path, float], None]:
+    """Half of the steps are RUNs, half COPYs; a hundred in a stage, as an image may have 127 layers."""
+
+    def prepare(context: Path, scale: float) -> None:
+        lines = []
+        for number in range(max(1, int(count * scale))):
+            stage, within = divmod(number, 100)
+            if within == 0:
+                lines.append(f"FROM busybox AS s{stage}")
+                if stage:
+                    # Each stage needs the one before, so that all of them are done, one after the other.
+                    lines.append(f"COPY --from=s{stage - 1} /f{number - 1} /before")
+                    continue
+            lines.append(f"RUN echo {number} >/f{number}" if within % 2 else f"COPY f{number % 7} /f{number}")
+        (context / "Dockerfile").write_text("\n".join(lines) + "\n")
+        for number in range(7):
+            (context / f"f{number}").write_text(f"{number}\n")
+
+    return prepare
+
+
+def files(count: int) -> Callable[[Path, float], None]:
+    """Small files, a hundred in a folder."""
+
+    def prepare(context: Path, scale: float) -> None:
+        (context / "Dockerfile").write_text("FROM busybox\nCOPY tree /tree\n")
+        for number in range(max(1, int(count * scale))):
+            folder = context / "tree" / f"{number // 100:04d}"
+            if number % 100 == 0:
+                folder.mkdir(parents=True)
+            (folder / f"{number}").write_text(f"{number}\n")
+
+    return prepare
+
+
 def edit(context: Path, number: int) -> None:
     (context / "app.py").write_text(f"print('hello {number} {time.time_ns()}')\n")
 
 
 CASES = (
     Case("runs", "30 trivial RUNs", runs),
+    Case("chain", "100 trivial RUNs", chain),
+    Case("stages", "100 trivial RUNs in 4 stages", stages),
     Case("noop", "no-op rebuild of a small app", small_app, warm=True),
     Case("edit", "one changed file in a small app", small_app, edit, warm=True),
     Case("files", "COPY of 20,000 files, 120 MB", many_files),
     Case("big", "COPY of one file of 250 MB", big_file),
     Case("unpack", "RUN that unpacks 20,000 files", unpack),
+)
+REBUILDS = (
+    *(Case(f"steps{count}", f"no-op rebuild of {count:,} steps", steps(count), warm=True) for count in (10, 100, 1000)),
+    *(
+        Case(f"files{count}", f"no-op rebuild, {count:,} files", files(count), warm=True)
+        for count in (1000, 20_000, 100_000)
+    ),
 )
 
 
@@ -388,14 +451,14 @@ def show(results: dict[str, dict[str, Measured]], builders: list[Builder]) -> No
     print("\n" + "; ".join(f"{builder.name}: {builder.version}" for builder in builders))
     print(f"\n{'median seconds':<36}" + "".join(f"{name:>12}" for name in names)
           + "".join(f"{'/ ' + name:>12}" for name in names[1:]))  # fmt: skip
-    for case in CASES:
+    for case in (*CASES, *REBUILDS):
         if case.name in results:
             found = results[case.name]
             medians = {name: statistics.median(found[name].seconds) for name in names}
             print(f"{case.title:<36}" + "".join(f"{medians[name]:>12.3f}" for name in names)
                   + "".join(f"{medians[name] / medians[first]:>11.1f}x" for name in names[1:]))  # fmt: skip
     print(f"\n{'peak memory in MB':<36}" + "".join(f"{name:>12}" for name in names))
-    for case in CASES:
+    for case in (*CASES, *REBUILDS):
         if case.name in results:
             found = results[case.name]
             print(f"{case.title:<36}" + "".join(f"{found[name].peak / 1e6:>12.0f}" for name in names))
@@ -413,7 +476,7 @@ def main() -> int:
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("needs root, for buildah and dockerd")
-    cases = [case for case in CASES if case.name in options.cases.split(",")]
+    cases = [case for case in (*CASES, *REBUILDS) if case.name in options.cases.split(",")]
     work = Path(tempfile.mkdtemp(prefix="pybuild-bench-"))
     builders: list[Builder] = []
     try:

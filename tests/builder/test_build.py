@@ -32,6 +32,7 @@ class NoGround:
 
     tier = "none"
     reason = ""
+    shared = ""
 
     def executor(self) -> None:
         raise AssertionError

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from random import Random
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from builder.events import StepFinished, StepMissed, StepStarted
 from builder.terminal import progress
 from cache.store import Store
 from cache.usage import measure
-from tests.building import Bench, needs_run, write
+from tests.building import Bench, busybox, needs_run, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -250,6 +251,16 @@ def laid(bench: Bench) -> None:
                 os.chmod(os.path.join(folder, name), 0o644)
 
 
+@pytest.fixture(params=["read", "trusted"])
+def seen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether files are looked into, as those that are seconds old are, or their times are enough."""
+    if request.param == "trusted":
+        monkeypatch.setattr("builder.context.RACY", 0)
+        monkeypatch.setattr("cache.digests.RACY", 0)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("seen")
 @pytest.mark.parametrize("what", COUNTS)
 def test_what_counts_of_a_copied_tree(bench: Bench, what: str) -> None:
     laid(bench)
@@ -260,6 +271,7 @@ def test_what_counts_of_a_copied_tree(bench: Bench, what: str) -> None:
     assert copied(bench)
 
 
+@pytest.mark.usefixtures("seen")
 @pytest.mark.parametrize("what", IGNORED)
 def test_what_does_not_count_of_a_copied_tree(bench: Bench, what: str) -> None:
     laid(bench)
@@ -278,6 +290,57 @@ def test_xattrs_count(bench: Bench) -> None:
 def _kept_xattrs(bench: Bench) -> set[str]:
     """The xattrs in the last layer of the image."""
     return {name.removeprefix("SCHILY.xattr.") for member in bench.image().members() for name in member.pax_headers}
+
+
+WATCHED = """
+import sys
+counts = {"open": 0, "os.scandir": 0}
+def hook(event, arguments):
+    if event in counts and isinstance(arguments[0], bytes) and b"/tree" in arguments[0]:
+        counts[event] += 1
+sys.addaudithook(hook)
+from builder.cli import _outermost
+code = _outermost(sys.argv[1:])
+print(counts["open"], counts["os.scandir"], "builder.handlers.mounts" in sys.modules)
+sys.exit(code)
+"""
+
+
+def test_a_rebuild_of_unchanged_files_opens_none_of_them(bench: Bench) -> None:
+    files = {f"tree/{n % 7}/{n}": f"{n}" for n in range(200)}
+    text = "FROM scratch\nCOPY tree /tree\nCOPY --link tree/0 tree/[12] /some/\nCOPY --link tree/3/3 /f\n"
+    bench.build(text, {**files, ".dockerignore": "**/*.log\n"})
+    time.sleep(2.1)  # files that may still change within the tick of their time are read
+    bench.build()
+    words = [sys.executable, "-c", WATCHED, "build", "-q", str(bench.context)]
+    done = subprocess.run(words, env=bench.environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1].split()[:2] == ["0", "8"]  # `tree` and the seven in it, once each
+    write(bench.context, {"tree/4/4": "five"})
+    assert [step.cached for step in bench.build().steps] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: (c / "tree/link").symlink_to("../other"),
+        lambda c: (c / "outside/f").write_text("F"),
+        lambda c: ((c / "door").unlink(), (c / "door").symlink_to("tree")),
+    ],
+    ids=["a link that a pattern follows", "what a link leads to", "where a link leads"],
+)
+@pytest.mark.usefixtures("seen")
+def test_links_in_the_way_to_files(bench: Bench, change: Callable[[Path], object]) -> None:
+    write(bench.context, {"tree/f": "1", "other": "2", "outside/f": "3"})
+    bench.environ["SOURCE_DATE_EPOCH"] = "1"
+    (bench.context / "door").symlink_to("outside")
+    (bench.context / "tree/one").symlink_to("../outside/f")
+    text = "FROM scratch\nCOPY tree/* /a/\nCOPY door /b\nCOPY door/f /c\n"
+    for _ in range(2):
+        bench.build(text)
+    change(bench.context)
+    first = bench.build(text)
+    assert not all(step.cached for step in first.steps)
+    assert bench.build(text, None, "--no-cache").image == first.image
 
 
 FLAGS = {
@@ -407,12 +470,45 @@ def test_two_builds_at_once_do_a_step_once(bench: Bench) -> None:
     assert not [name for name in os.listdir(bench.root / "tmp") if name.startswith("step-")]
 
 
+@pytest.mark.slow
+def test_twenty_builds_at_once_do_each_step_once(bench: Bench) -> None:
+    """Four Dockerfiles that have a stage in common, five builds of each, all on a store that none has used yet."""
+    needs_run()
+    common = "FROM base AS common\nRUN cat /proc/uptime >/common\nCOPY a /a\n"
+    builds = []
+    for number in range(20):
+        own = bench.folder / f"context{number}"
+        last = f"FROM common\nRUN cat /proc/uptime >/own{number % 4}\nCOPY --from=common /common /copied\n"
+        write(own, {"Dockerfile": common + last, "a": "1"})
+        builds.append(
+            bench.start(
+                "build", "--progress=rawjson", f"--build-context=base={busybox()}", "-t", f"app{number}", str(own)
+            )
+        )
+    events = []
+    for build in builds:
+        err = build.communicate(timeout=240)[1].decode()
+        assert build.returncode == 0, err
+        events.append([json.loads(line) for line in err.splitlines()])
+    done = [event for each in events for event in each if event["event"] == "step-finished" and not event["cached"]]
+    # Two of the common stage, and of each of the four its own RUN and, on top of that, its own COPY.
+    assert len(done) == 2 + 4 * 2
+    assert len({each[-1]["image"] for each in events}) == 4
+    # Nobody has waited in silence: who waited for a step has said so.
+    waited = [event for each in events for event in each if "waiting for its result" in event.get("text", "")]
+    late = sum(bool(event["reason"]) for each in events for event in each if event["event"] == "step-finished")
+    assert late == len(done)
+    assert len(waited) <= 20 * 4
+    assert "whole" in bench.pybuild("fsck").out
+
+
 def test_the_step_of_a_killed_build_is_free(bench: Bench) -> None:
     needs_run()
-    words = bench.words("FROM base\nRUN --mount=type=cache,target=/c test -e /c/f || { touch /c/f; sleep 60; }\n", {})
+    text = "FROM base\nRUN --mount=type=cache,target=/c test -e /c/f || { touch /c/f; echo begun; sleep 60; }\n"
+    words = bench.words(text, {})
     first = bench.start(*words)
     assert first.stderr is not None
-    while b"step-started" not in first.stderr.readline():
+    while b'"begun' not in first.stderr.readline():
         pass
     second = bench.start(*words)
     assert second.stderr is not None
@@ -434,6 +530,10 @@ def test_a_step_that_fails_is_tried_by_who_waited(bench: Bench) -> None:
 
 
 # ---------------------------------------------------------------- the disk
+
+
+def random_bytes(size: int) -> bytes:
+    return Random(os.urandom(8)).randbytes(size)
 
 
 def disk(root: Path) -> int:
@@ -485,6 +585,28 @@ def test_du_says_what_du_says(bench: Bench) -> None:
         items = measure(store)
         total = subprocess.run([program, "-s", "--block-size=1", bench.root], capture_output=True, check=True).stdout
     assert sum(item.size for item in items) == int(total.split()[0])
+
+
+def test_a_build_keeps_the_cache_within_its_budget(bench: Bench) -> None:
+    text = "FROM scratch AS one\nCOPY a b /\nFROM scratch\nCOPY --from=one /a /a\n"
+    bench.build(text, {"a": "1", "b": random_bytes(200_000)})
+    write(bench.context, {"a": "2", "b": random_bytes(200_000)})
+    blobs = bench.root / "blobs/sha256"
+
+    def size() -> int:
+        return sum(entry.stat().st_size for entry in os.scandir(blobs))
+
+    done = bench.pybuild("build", "--progress=plain", "--cache-budget=300kB", "-t", "app", str(bench.context))
+    assert "the cache was over its budget: " in done.err
+    assert size() < 300_000
+    assert "whole" in bench.pybuild("fsck").out
+    # A rebuild out of the cache looks at nothing.
+    bench.environ["PYBUILD_CACHE_BUDGET"] = "1"
+    before = size()
+    assert "over its budget" not in bench.pybuild("build", "--progress=plain", str(bench.context)).err
+    assert size() == before
+    bench.environ["PYBUILD_CACHE_BUDGET"] = "much"
+    assert "cache-budget" in bench.pybuild("build", str(bench.context), code=2).err
 
 
 def test_the_history_of_an_image_outlives_the_cache(bench: Bench) -> None:

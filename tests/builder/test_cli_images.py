@@ -38,7 +38,8 @@ class Shell:
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
     isolation = ModuleType("builder.isolation")
-    isolation.choose = lambda forced="auto": SimpleNamespace(tier=forced, reason="", mechanism="", hint="")  # type: ignore[attr-defined]
+    texts = dict.fromkeys(("reason", "mechanism", "hint", "network", "shared"), "")
+    isolation.choose = lambda forced="auto": SimpleNamespace(tier=forced, **texts)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "builder.isolation", isolation)
     return Shell(tmp_path)
 

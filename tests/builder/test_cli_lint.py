@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def test_a_folder_a_file_and_standard_input(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("nowhere",), 2, "there is no folder or Dockerfile nowhere"),
+        (("nowhere",), 2, "there is no folder, Dockerfile or image nowhere"),
         (("Dockerfil",), 2, "did you mean Dockerfile?"),
         (("",), 2, "the path is empty"),
         (("Dockerfile", "-f", "Dockerfile"), 2, "-f names another one"),
@@ -218,6 +219,15 @@ def test_a_file_that_can_not_be_planned_gets_them_too(here: Path) -> None:
     assert lint("--format=json").code == 1
 
 
+def test_a_broken_ignore_file_is_told_and_the_rules_run(here: Path) -> None:
+    write(here, {"Dockerfile": BAD, ".dockerignore": "x\n!\n"})
+    ended = lint("--format=json")
+    assert ended.code == 1
+    first = json.loads(ended.out)["findings"][0]
+    assert (first["file"], first["rule"], first["line"]) == (".dockerignore", "DoesNotBuild", 2)
+    assert ("SudoInRun", 2) in rules(ended)
+
+
 def test_the_threshold_does_not_hide_a_mistake(here: Path) -> None:
     write(here, {"Dockerfile": "FROM a:1\nNONSENSE\n"})
     assert lint("--fail-on=error").code == 1
@@ -301,3 +311,117 @@ def test_the_examples_are_clean(name: str) -> None:
     found = [each for each in json.loads(ended.out)["findings"] if each["severity"] != "info"]
     assert found == []
     assert ended.code == 0
+
+
+# ---------------------------------------------------------------- fixes
+
+
+class Terminal(io.BytesIO):
+    """Standard input that somebody sits at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+MENDABLE = "FROM debian:12\r\nCMD server\r\n"
+MENDED = b'FROM debian:12\r\nCMD ["server"]\r\n'
+
+
+def asked(answer: bytes, *words: str) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    code = run(["lint", *words], Surroundings({}, Terminal(answer), out, err))
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def test_a_diff_writes_nothing_and_can_be_applied(here: Path) -> None:
+    write(here, {"Dockerfile": MENDABLE, ".dockerignore": "", "node_modules/x": ""})
+    write(here, {"Dockerfile": MENDABLE.replace("CMD", "COPY . /\r\nCMD")})
+    ended = lint("--diff")
+    assert ended.code == 1
+    assert (here / "Dockerfile").read_bytes() == MENDABLE.replace("CMD", "COPY . /\r\nCMD").encode()
+    (here / ".dockerignore").unlink()
+    text = lint("--diff").out
+    assert "--- /dev/null\n+++ b/.dockerignore\n" in text
+    if shutil.which("git"):
+        shutil.rmtree(here / ".git")
+        subprocess.run(["git", "init", "-q", "."], check=True, cwd=here)
+        diff = lint("--diff").out
+        done = subprocess.run(["git", "apply"], input=diff.encode() + b"\n", cwd=here, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert b'CMD ["server"]\r\n' in (here / "Dockerfile").read_bytes()
+        assert (here / ".dockerignore").read_text() == ".git\nnode_modules\n"
+        assert lint("--diff") == Ended(0, "", "")
+
+
+def test_a_fix_is_shown_and_asked_for(here: Path) -> None:
+    write(here, {"Dockerfile": MENDABLE})
+    ended = asked(b"n\n", "--fix")
+    assert (ended.code, (here / "Dockerfile").read_bytes()) == (1, MENDABLE.encode())
+    assert '+CMD ["server"]' in ended.err
+    assert "Write Dockerfile? [y/N] nothing was written" in ended.err
+    assert "JSONArgsRecommended" in ended.out
+    ended = asked(b"y\n", "--fix")
+    assert (ended.code, (here / "Dockerfile").read_bytes()) == (0, MENDED)
+    assert "mended 1 finding\n" in ended.err
+    assert ended.out == "Dockerfile: nothing to say\n"
+    assert asked(b"", "--fix").err == "nothing to mend\n"
+
+
+def test_a_fix_keeps_mode_and_links(here: Path) -> None:
+    write(here, {"real/file": MENDABLE})
+    (here / "real/file").chmod(0o640)
+    (here / "Dockerfile").symlink_to("real/file")
+    assert lint("--fix", "--yes").code == 0
+    assert (here / "Dockerfile").is_symlink()
+    assert (here / "real/file").read_bytes() == MENDED
+    assert (here / "real/file").stat().st_mode & 0o7777 == 0o640
+    assert sorted(path.name for path in (here / "real").iterdir()) == ["file"]
+
+
+def test_a_fix_of_some_rules_only(here: Path) -> None:
+    write(here, {"Dockerfile": "FROM debian:12\nENV A b\nCMD server\n"})
+    assert lint("--fix", "-y", "--select=LegacyKeyValueFormat").code == 0
+    assert (here / "Dockerfile").read_text() == "FROM debian:12\nENV A=b\nCMD server\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--fix",), "there is no terminal"),
+        (("--fix", "--diff"), "leave out one of them"),
+        (("--fix", "--yes", "-f", "-"), "the Dockerfile is standard input"),
+        (("--fix", "--yes", "-"), "the Dockerfile is standard input"),
+    ],
+)
+def test_what_can_not_be_fixed(here: Path, words: tuple[str, ...], message: str) -> None:
+    write(here, {"Dockerfile": MENDABLE})
+    ended = lint(*words, stdin=MENDABLE.encode())
+    assert ended.code == 2
+    assert message in ended.err
+    assert (here / "Dockerfile").read_bytes() == MENDABLE.encode()
+    assert '+CMD ["server"]' in lint("--diff", "-", stdin=MENDABLE.encode()).out
+
+
+def test_a_file_that_changes_meanwhile_is_left_alone(here: Path) -> None:
+    write(here, {"Dockerfile": MENDABLE})
+
+    class Changing(Terminal):
+        def readline(self, *_: object) -> bytes:
+            (here / "Dockerfile").write_text("FROM other:1\n")
+            return b"y\n"
+
+    err = io.StringIO()
+    assert run(["lint", "--fix"], Surroundings({}, Changing(), io.StringIO(), err)) == 2
+    assert "has changed in the meantime" in err.getvalue()
+    assert (here / "Dockerfile").read_text() == "FROM other:1\n"
+
+
+def test_the_configuration_of_hadolint_counts_where_there_is_none_of_ours(here: Path) -> None:
+    write(here, {"Dockerfile": BAD, ".hadolint.yaml": "ignored: [DL3004]\n"})
+    assert lint() == Ended(0, "Dockerfile: nothing to say\n", "")
+    write(here, {".hadolint.yaml": "ignored: &a [DL3004]\n"})
+    ended = lint()
+    assert ended.code == 1
+    assert ended.err.startswith("note: .hadolint.yaml:1: this can not be read; nothing of it counts: ")
+    write(here, {".pybuild.toml": "[lint]\nseverity = {SudoInRun = 'info'}\n"})
+    assert lint().code == 0

@@ -192,3 +192,18 @@ def test_a_masked_proc_is_explained() -> None:
     reason, hint = isolation._why_not(PermissionError(1, "new proc: Operation not permitted"))
     assert "masks parts of /proc" in reason
     assert "systempaths=unconfined" in hint
+
+
+@needs_root
+@pytest.mark.skipif(not isolation.runtime_path("crun"), reason="needs crun")
+def test_runtime_that_is_there() -> None:
+    path = isolation.runtime_path("crun")
+    assert choose_as("", "crun") == ["privileged|False|0", f"real root with the right to mount; RUN by {path}", ""]
+    assert choose_as("", "crun,namespaces")[0] == "privileged|False|0"
+
+
+def test_runtime_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "runtime_path", lambda _name: "")
+    with pytest.raises(UnsupportedError, match="there is no runc on PATH") as caught:
+        isolation.choose("runc")
+    assert caught.value.hint == "install the package runc, or choose crun"

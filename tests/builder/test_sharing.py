@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import signal
+import sqlite3
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +18,7 @@ from builder.cli.places import cache_place
 from builder.errors import UnsupportedError
 from builder.model import CachePlace
 from tests.building import Bench, busybox, needs_run, write
-from tests.registries import PlayedRegistry
+from tests.registries import Handler, PlayedRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +54,12 @@ def shelf(tmp_path: Path) -> Path:
     return tmp_path / "shelf"
 
 
+@pytest.fixture
+def played() -> Iterator[PlayedRegistry]:
+    with PlayedRegistry() as registry:
+        yield registry
+
+
 def to(shelf: Path, more: str = "") -> str:
     return f"--cache-to=type=local,dest={shelf}{more}"
 
@@ -74,6 +85,7 @@ def test_another_machine_takes_every_step(machines: list[Machine], shelf: Path) 
     assert not any(first.build(STAGES, FILES, to(shelf)).cached.values())
     done = second.build(None, {}, of(shelf))
     assert all(done.cached.values())
+    assert {step.reason for step in done.steps} == {f"from {shelf}"}
     assert warnings(done) == []
     assert second.image().diff_ids == first.image().diff_ids
     assert second.names() == first.names()  # with the time at which the first machine made it
@@ -98,6 +110,18 @@ def test_no_bytes_of_layers_are_fetched_before_they_are_wanted(machines: list[Ma
     second.build(STAGES, {}, of(shelf))
     assert len(layers(second.root)) == 1 + 3
     assert second.pybuild("fsck").code == 0
+
+
+def test_layers_that_lie_elsewhere_are_looked_into_by_their_listings(machines: list[Machine], shelf: Path) -> None:
+    first, second, _ = machines
+    text = "FROM scratch\nCOPY key /root/.ssh/id_rsa\n"
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ" * 20 + "\n"
+    key += "-----END OPENSSH PRIVATE KEY-----\n"
+    here = [event["rule"] for event in first.build(text, {"key": key}, "--lint", to(shelf)).events if "rule" in event]
+    assert here
+    done = second.build(None, {}, "--lint", of(shelf), "--output=type=cacheonly", tag="")
+    assert [event["rule"] for event in done.events if "rule" in event] == here
+    assert layers(second.root) == set()
 
 
 def test_a_run_has_the_files_of_layers_that_were_elsewhere(machines: list[Machine], shelf: Path) -> None:
@@ -140,6 +164,15 @@ def test_what_is_there_already_is_not_sent_again(machines: list[Machine], shelf:
     assert {path: path.stat().st_ino for path in before if "blobs" in path.parts} == {
         path: number for path, number in before.items() if "blobs" in path.parts
     }
+
+
+def test_a_folder_may_have_a_limit(machines: list[Machine], shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, _ = machines
+    monkeypatch.setattr("cache.shelves._GRACE", -1.0)
+    first.build(STAGES, FILES, to(shelf))
+    first.build(STAGES, {"a": "2"}, to(shelf, ",keep=1kb"))
+    assert sum(path.stat().st_size for path in shelf.glob("*/**/*") if path.is_file()) <= 1024
+    second.build(STAGES, FILES, of(shelf))
 
 
 def test_a_step_that_is_done_anew_takes_the_place_of_the_old_one(machines: list[Machine], shelf: Path) -> None:
@@ -271,6 +304,42 @@ def test_a_layer_that_is_damaged_is_made_anew(machines: list[Machine], shelf: Pa
     assert machines[2].image().text("/b") == "1"
 
 
+def test_a_layer_that_turns_out_to_be_damaged_when_it_is_pushed_is_made_anew(
+    machines: list[Machine], shelf: Path, played: PlayedRegistry
+) -> None:
+    first, second, _ = machines
+    text = "FROM scratch\nCOPY a /a\nCOPY d /d\n"
+    first.build(text, FILES, to(shelf))
+    digest = first.image().manifest["layers"][0]["digest"]
+    (shelf / "blobs" / digest.replace(":", "/")).write_bytes(b"x")
+    done = second.build(text, {}, of(shelf), "--push", tag=f"{played.name}/app:1")
+    assert len(warnings(done)) == 1
+    assert "its step is done again" in warnings(done)[0]
+    manifest = json.loads(played.manifests["app", "1"][1])
+    assert all(layer["digest"] in played.has["app"] for layer in manifest["layers"])
+
+
+def test_a_record_of_another_layer_than_its_blob_is_not_believed(machines: list[Machine], shelf: Path) -> None:
+    first, second, third = machines
+    text = "FROM scratch\nCOPY a /a\n"
+    first.build(text, FILES, to(shelf))
+    path = next((shelf / "sheets").glob("step-*"))
+    right = first.image().diff_ids[0].removeprefix("sha256:")
+    path.write_bytes(path.read_bytes().replace(right.encode(), b"0" * 64))
+    done = second.build(text, {}, of(shelf), to(shelf))
+    assert [message for message in warnings(done) if "unpacks to something else" in message]
+    assert second.image().diff_ids != ["sha256:" + "0" * 64]
+    assert second.pybuild("fsck").code == 0
+    # And the record was put right.
+    assert third.build(text, {}, of(shelf)).steps[0].cached
+    # One whose blob is here already is looked at as well.
+    path.write_bytes(path.read_bytes().replace(third.image().diff_ids[0][7:].encode(), b"0" * 64))
+    with sqlite3.connect(third.root / "pybuild.db") as database:
+        database.execute("DELETE FROM records")
+    done = third.build(text, {}, of(shelf))
+    assert [message for message in warnings(done) if "unpacks to something else" in message]
+
+
 def test_a_listing_that_is_damaged_is_made_from_the_layer(machines: list[Machine], shelf: Path) -> None:
     first, second, _ = machines
     first.build(STAGES, FILES, to(shelf))
@@ -308,6 +377,41 @@ def test_machines_that_build_at_once_do_each_step_once(tmp_path: Path, shelf: Pa
         assert len(ended) == 16
         assert sum(not event["cached"] for event in ended) == 4
         assert len({machine.image().text("/c") for machine in machines}) == 1
+        assert not list(shelf.glob("sheets/claim-*"))
+    finally:
+        for machine in machines:
+            machine.close()
+
+
+def test_builds_that_write_one_cache_at_once_lose_nothing_though_some_are_killed(tmp_path: Path, shelf: Path) -> None:
+    machines = [Machine(tmp_path / f"machine{number}") for number in range(6)]
+    data = os.urandom(2 << 20)
+    for number, machine in enumerate(machines):
+        # Steps of its own and steps that all have.
+        text = "FROM scratch\nCOPY shared /shared\n" + "".join(f"COPY own{step} /{step}\n" for step in range(4))
+        files = {f"own{step}": f"{number} {step}".encode() + data[: step << 18] for step in range(4)}
+        write(machine.folder / "own", {"Dockerfile": text, "shared": data, **files})
+    words = ["build", to(shelf), "--build-arg=SOURCE_DATE_EPOCH=1", "--progress=rawjson"]
+    try:
+        running = [machine.start(*words, str(machine.folder / "own")) for machine in machines]
+        for process in running[:2]:
+            while not list(shelf.glob("sheets/step-*")) and process.poll() is None:
+                time.sleep(0.005)
+            process.kill()
+        done = [process.communicate(timeout=60) for process in running]
+        assert [process.returncode for process in running[2:]] == [0] * 4, done
+        for path in (shelf / "blobs/sha256").iterdir():
+            if not path.name.startswith("."):
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+        for path in (shelf / "sheets").glob("[!.]*"):
+            sheet = json.loads(path.read_text())
+            for blob in (sheet["config"], *sheet["layers"]):
+                assert (shelf / "blobs" / blob["digest"].replace(":", "/")).stat().st_size == blob["size"]
+        for number, machine in enumerate(machines[2:]):
+            again = Machine(tmp_path / f"again{number}")
+            again.folder.mkdir()
+            made = again.alone(*words, of(shelf), "--require-cache", str(machine.folder / "own"))
+            assert made.code == 0, made.err
     finally:
         for machine in machines:
             machine.close()
@@ -344,23 +448,16 @@ def test_the_step_of_a_machine_that_died_is_done_by_another(
     claim = next(shelf.glob("sheets/claim-*")).read_bytes()
     write(first.context, {"Dockerfile": "FROM base\nRUN echo done\n"})
     second.build(None, {}, of(shelf), to(shelf), tag="")
+    key = next(shelf.glob("sheets/step-*")).name.removeprefix("step-")
     for path in shelf.glob("sheets/*"):
-        if path.name.startswith("claim-"):
-            path.write_bytes(claim)
-        else:
-            path.unlink()
+        path.unlink()
+    (shelf / "sheets" / f"claim-{key}").write_bytes(claim)
     done = second.build(None, {}, of(shelf), to(shelf), "--cache-ttl=0s")
     assert not done.steps[0].cached
     assert "another machine is doing this step" in done.output
 
 
 # ---------------------------------------------------------------- registries
-
-
-@pytest.fixture
-def played() -> Iterator[PlayedRegistry]:
-    with PlayedRegistry() as registry:
-        yield registry
 
 
 def sent(played: PlayedRegistry) -> int:
@@ -503,6 +600,29 @@ def test_a_registry_that_lets_nobody_in_is_warned_of(machines: list[Machine], pl
     done = machines[0].build(STAGES, FILES, f"--cache-to={played.name}/cache")
     assert len(warnings(done)) == 1
     assert "nothing more is put into the cache" in warnings(done)[0]
+
+
+def test_a_build_that_is_stopped_does_not_wait_for_the_cache(machines: list[Machine], played: PlayedRegistry) -> None:
+    first = machines[0]
+    asked, over = threading.Event(), threading.Event()
+
+    def stall(handler: Handler, _: bytes) -> None:
+        asked.set()
+        over.wait(30)
+        handler.cut()
+
+    played.fail("PUT", "/blobs/uploads/", *[stall] * 9)
+    write(first.context, {"Dockerfile": "FROM scratch\nCOPY a /a\n", "a": "1"})
+    process = first.start("build", f"--cache-to={played.name}/cache", "-t", "app", str(first.context))
+    try:
+        assert asked.wait(30)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert time.monotonic() - started < 8
+    finally:
+        over.set()
 
 
 def test_cache_mounts_in_a_registry(machines: list[Machine], played: PlayedRegistry) -> None:

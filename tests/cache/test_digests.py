@@ -156,12 +156,12 @@ def test_many_unchanged_files_are_quick(context: Context) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cache.digests.time.time_ns", lambda: status.st_ctime_ns + 10_000_000_000)
         context.digests.of_files(bytes(context.root), files, lambda _: sha(b"1"))
-    started = time.perf_counter()
+    started = time.process_time()
     found = context.digests.of_files(bytes(context.root), files, None)
     # 60 ms is the aim; a test on a busy machine allows more.
-    assert time.perf_counter() - started < 0.3
+    assert time.process_time() - started < 0.3
     assert found == [sha(b"1")] * 20_000
     # A few of many are looked up alone.
-    started = time.perf_counter()
+    started = time.process_time()
     context.digests.of_files(bytes(context.root), files[:5], None)
-    assert time.perf_counter() - started < 0.02
+    assert time.process_time() - started < 0.02

@@ -251,6 +251,15 @@ def test_what_changed_the_layers_below(index: Index, notes: dict[str, str], reas
         assert NEW[:19] in why.changes[0]
 
 
+def test_of_very_many_differences_the_rest_is_counted(index: Index) -> None:
+    see(index, [(f"file {n}", f"file 644 {OLD}") for n in range(1000)])
+    now = [(f"file {n}", f"file {'600' if n < 900 else '644'} {OLD}") for n in range(950)] + [("file new", "file 644")]
+    changes = index.why(at(), now).changes
+    assert len(changes) == 51
+    assert changes[0] == "file 0: mode 644 → 600"
+    assert changes[-1] == "and 1 more added, 50 more removed, 850 more changed"
+
+
 def test_notes_alone_are_no_change(index: Index) -> None:
     see(index, BEFORE, notes=NOTES)
     assert index.explain(at(notes=(("base", f"busybox:1@{NEW}"),)), BEFORE) == "a value that is kept secret changed"
@@ -300,6 +309,12 @@ def test_a_memo_comes_back(index: Index) -> None:
     assert index.memo("kind", "other \udcff") == "value \udcff"
     index.memoise("kind", "key", "newer")
     assert index.memo("kind", "key") == "newer"
+
+
+def test_who_asks_at_once_is_told_the_same(store: Store, index: Index) -> None:
+    assert index.agree("kind", "key", "first") == "first"
+    with Store.open(store.root) as other:
+        assert Index(other.database).agree("kind", "key", "second") == "first"
 
 
 # ---------------------------------------------------------------- speed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -161,6 +162,34 @@ def test_what_is_no_manifest_is_told(tmp_path: Path) -> None:
     (tmp_path / "sheets/step-1").write_bytes(b"[]")
     with pytest.raises(CorruptError):
         shelf.find("step-1")
+
+
+def test_a_folder_is_kept_below_a_limit(tmp_path: Path) -> None:
+    shelf = Directory(tmp_path)
+    for number in range(6):
+        shelf.keep(f"step-{number}", sheet(shelf, str(number), b"shared" * 100, f"{number}".encode() * 10_000))
+    assert shelf.trim(1) == 0  # all of it is young
+    for number in range(6):
+        os.utime(tmp_path / f"sheets/step-{number}", (1000 + number, 1000 + number))
+    for path in (tmp_path / "blobs/sha256").iterdir():
+        os.utime(path, (1000, 1000))
+    (tmp_path / "sheets/.step-9.1-2").write_text("of a process that was killed")
+    os.utime(tmp_path / "sheets/.step-9.1-2", (1000, 1000))
+    assert shelf.find("step-1") is not None  # so it is used
+    os.utime(tmp_path / "sheets/step-1", (2000, 2000))
+    assert shelf.trim(25_000) > 30_000
+    assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["step-1", "step-5"]
+    for name in ("step-1", "step-5"):
+        kept = shelf.find(name)
+        assert kept is not None
+        assert all(shelf.has(blob) for blob in (kept.config, *kept.layers))
+    assert len(list((tmp_path / "blobs/sha256").iterdir())) == 4
+    assert shelf.trim(25_000) == 0
+    # What was just asked for is about to be relied on, though no sheet names it yet.
+    shelf.put(described(b"new"), lambda: io.BytesIO(b"new"))
+    shelf.trim(0)
+    assert shelf.has(described(b"new"))
+    assert Directory(tmp_path / "none").trim(0) == 0
 
 
 def test_a_place_that_can_not_be_written_is_told(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-TODAY = int(time.time() / 86400)
+HOUR = int(time.time() / 3600)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def record(store: Store, item: Layer, days_ago: int = 0) -> str:
     parts = [("layer", item.diff_id)]
     Index(store.database).record(Record(key(parts), item, 1, 1, 1.0, 1.0), parts, Place("/src", "build", 1, "RUN make"))
     with store.database.transaction() as connection:
-        connection.execute("UPDATE records SET used = ? WHERE key = ?", (TODAY - days_ago, key(parts)))
+        connection.execute("UPDATE records SET used = ? WHERE key = ?", (HOUR - 24 * days_ago, key(parts)))
     (store.root / "listings" / item.diff_id[7:]).write_bytes(b"x" * 5000)
     folder = store.root / "snapshots" / chain_ids((item.diff_id,))[0][7:31]
     folder.mkdir()
@@ -184,14 +184,14 @@ def test_a_cache_mount_in_use_stays(store: Store) -> None:
     assert usage.remove_mount(store, item) == item.size
 
 
-def test_lookups_are_written_down_once_a_day(store: Store) -> None:
+def test_lookups_are_written_down_once_an_hour(store: Store) -> None:
     identity = record(store, layer(store, b"x"), 3)
     query = "SELECT used FROM records"
     index = Index(store.database)
     index.lookup(identity)
-    assert store.database.query(query) == [(TODAY - 3,)]
+    assert store.database.query(query) == [(HOUR - 72,)]
     index.settle()
-    assert store.database.query(query) == [(TODAY,)]
+    assert store.database.query(query) == [(HOUR,)]
     index.lookup(identity)
     assert not index._touched
 
@@ -255,6 +255,6 @@ def test_a_store_of_the_first_schema_keeps_its_records(tmp_path: Path, monkeypat
         index = Index(new.database)
         assert index.lookup("k") == Record("k", None, 0, 0, 5.0, 1.0)
         assert index.age("k") > 1e9
-        assert new.database.query("SELECT used FROM records") == [(TODAY,)]
+        assert new.database.query("SELECT used FROM records") == [(HOUR // 24 * 24 + 23,)]  # of the day it is known
         assert index.memo("kind", "key") == "A"
         assert index.last_build() is None

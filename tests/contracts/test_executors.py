@@ -1,7 +1,7 @@
 """One suite for every executor: what a RUN may rely on, and what it can not do.
 
 Run directly it tests the tier of this process, real root. `test_the_suite_elsewhere` runs the same file again as other
-users, with PYBUILD_TEST_TIER saying which tier that process is to choose.
+users, with PYBUILD_TEST_TIER saying which tier that process is to choose, and PYBUILD_TEST_RUNTIME by which runtime.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -23,20 +24,23 @@ from msgspec.structs import replace
 
 from builder.errors import BuildError, CancelledError, UnsupportedError
 from builder.executors import Bind, Executor, RunSpec, Tmpfs
-from builder.isolation import choose
+from builder.executors.runtime import RuntimeExecutor
+from builder.isolation import choose, connector, runtime_path
 from builder.sandbox import landlock_version
-from cache.snapshots import DirectoryRoot, OverlayRoot, Root
+from cache.disk import OWNER, Dialect
+from cache.snapshots import DirectoryRoot, OverlayRoot, Root, read_upper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).resolve()
 ASKED = os.environ.get("PYBUILD_TEST_TIER", "")
+RUNTIME = os.environ.get("PYBUILD_TEST_RUNTIME", "")
 BUSYBOX = Path("/bin/busybox")
 APPLETS = """
     sh cat ls id ps mount umount mkdir mknod chown chmod touch rm stat sleep wc head seq dd df
     hostname env pwd grep kill cp true false ip find tr cut awk sed ln unshare
-    chroot sysctl md5sum printf readlink nohup setsid test mkfifo
+    chroot sysctl md5sum printf readlink nohup setsid test mkfifo nc
 """
 
 pytestmark = [
@@ -117,6 +121,7 @@ class Ground:
     executor: Executor
     userxattr: bool
     folder: Path
+    shared: str
     made: int = field(default=0)
 
     def overlay(self, *above: str) -> OverlayRoot | CopiedRoot:
@@ -194,7 +199,7 @@ def changed(root: OverlayRoot | CopiedRoot) -> list[str]:
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     if ASKED:
-        isolation = choose({"pod": "chroot", "hardened": "proot"}.get(ASKED, ASKED))
+        isolation = choose(RUNTIME or {"pod": "chroot", "hardened": "proot"}.get(ASKED, ASKED))
     else:
         # In a process of its own: forking for a trial is not for a test runner with threads.
         script = "from builder.isolation import choose; choose('privileged')"
@@ -205,7 +210,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
             pytest.skip(f"no right to mount: {done.stderr.splitlines()[-1]}")
         from builder.isolation import Isolation
 
-        isolation = Isolation("privileged", "")
+        program, shared = connector()
+        isolation = Isolation("privileged", "", network=program, shared=shared)
     folder = tmp_path_factory.mktemp("roots")
     base = folder / "layers" / "base"
     for name in ("bin", "tmp", "etc", "home/user", "root"):
@@ -218,26 +224,46 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         (base / "bin" / name).symlink_to("busybox")
     executor = isolation.executor()
     assert executor.tier == (ASKED or "privileged")
-    yield Ground(executor, isolation.userns, folder)
+    yield Ground(executor, isolation.userns, folder, isolation.shared)
     executor.close()
 
 
 @pytest.mark.skipif(bool(ASKED), reason="this is the suite elsewhere")
-@pytest.mark.parametrize("tier", ["rootless", "rootless-single", "pod", "hardened"])
-def test_the_suite_elsewhere(tier: str) -> None:
+@pytest.mark.parametrize(
+    "tier, runtime, classes",
+    [
+        ("rootless", "", ""),
+        ("rootless-single", "", ""),
+        ("pod", "", ""),
+        ("hardened", "", ""),
+        ("privileged", "crun", ""),
+        ("privileged", "runc", "TestProcess or TestUsers or TestConfinement or TestByRuntime"),
+        ("rootless", "crun", "TestUsers or TestConfinement or TestManyAtOnce"),
+        ("rootless-single", "runc", "TestUsers or TestByRuntime"),
+    ],
+)
+def test_the_suite_elsewhere(tier: str, runtime: str, classes: str) -> None:
+    if runtime and not runtime_path(runtime):
+        pytest.skip(f"needs {runtime}")
     if tier == "rootless" and not shutil.which("newuidmap"):
         pytest.skip("needs newuidmap (package uidmap)")
     if tier == "hardened" and not (shutil.which("proot") and os.stat("/tmp").st_mode & 0o002):
         pytest.skip("needs proot, which needs a /tmp that all may write to")
-    started = [sys.executable, str(HERE.parents[1] / "tiers" / "tier.py"), tier, "--", sys.executable]
+    emulated = [sys.executable, str(HERE.parents[1] / "tiers" / "tier.py"), tier, "--"]
+    started = [*(emulated if tier != "privileged" else []), sys.executable]
     reach = subprocess.run([*started, "-c", "import pytest"], capture_output=True, text=True, check=False)
     if reach.returncode:
         pytest.skip(f"another user can not run {sys.executable}: {reach.stderr.strip()[-200:]}")
     options = ["-q", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", str(HERE)]
     done = subprocess.run(
-        [*started, "-m", "pytest", *options],
+        [*started, "-m", "pytest", *options, *(("-k", classes) if classes else ())],
         cwd=HERE.parents[2],
-        env={**os.environ, "PYBUILD_TEST_TIER": tier, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            **os.environ,
+            "PYBUILD_TEST_TIER": tier,
+            "PYBUILD_TEST_RUNTIME": runtime,
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -245,7 +271,7 @@ def test_the_suite_elsewhere(tier: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
-    assert int(passed[1]) > 40, done.stdout
+    assert int(passed[1]) > (8 if classes else 40), done.stdout
 
 
 class TestProcess:
@@ -268,11 +294,20 @@ class TestProcess:
         assert ground.says("wc -c; readlink /proc/self/fd/0") == "0\n/dev/null"
 
     def test_environment_is_what_was_given(self, ground: Ground) -> None:
-        text = ground.execute("/bin/env", env=("PATH=/bin", "B=x y", "A==", "N=é\udcff"))[1]
-        assert sorted(text.splitlines()) == ["A==", "B=x y", "N=é\udcff", "PATH=/bin"]
+        text = ground.execute("/bin/env", env=("PATH=/bin", "HOME=/", "B=x y", "A==", "N=é"))[1]
+        assert sorted(text.splitlines()) == ["A==", "B=x y", "HOME=/", "N=é", "PATH=/bin"]
 
     def test_arguments_arrive_as_they_are(self, ground: Ground) -> None:
-        assert ground.execute("/bin/printf", "%s|", "a b", "", "*", "\udcfe")[1] == "a b||*|\udcfe|"
+        assert ground.execute("/bin/printf", "%s|", "a b", "", "*", "é")[1] == "a b||*|é|"
+
+    def test_bytes_that_are_no_text(self, ground: Ground) -> None:
+        words: tuple[str, ...] = ("/bin/sh", "-c", 'printf "%s|%s" "$1" "$N"', "sh", "\udcfe")
+        if RUNTIME:
+            for line in ("N=é\udcff", "N=é"):
+                with pytest.raises(UnsupportedError, match="is not UTF-8"):
+                    ground.execute(*words, env=("PATH=/bin", line))
+            return
+        assert ground.execute(*words, env=("PATH=/bin", "N=é\udcff"))[1] == "\udcfe|é\udcff"
 
     def test_program_is_looked_up_on_path(self, ground: Ground) -> None:
         assert ground.execute("echo", env=("PATH=/nowhere:/bin",))[0] == 127
@@ -359,7 +394,8 @@ class TestProcess:
             ground.run("true", ulimits=(("files", 1, 1),))
 
     def test_memory_of_processes_is_not_dumped_elsewhere(self, ground: Ground) -> None:
-        assert ground.run("cat /proc/1/environ | tr '\\0' '\\n'")[1] == "PATH=/bin\n"
+        text = ground.run("cat /proc/1/environ | tr '\\0' '\\n'", env=("PATH=/bin", "HOME=/"))[1]
+        assert text == "PATH=/bin\nHOME=/\n"
 
 
 class TestUsers:
@@ -368,18 +404,49 @@ class TestUsers:
 
     def test_another_user(self, ground: Ground) -> None:
         if ground.executor.tier == "rootless-single":
-            with pytest.raises(UnsupportedError, match="user 1000:100 can not be had"):
-                ground.run("true", uid=1000, gid=100)
-            return
+            pytest.skip("has one id only")
         text = ground.says("id -u; id -g; id -G; touch /tmp/x; stat -c %u:%g /tmp/x", uid=1000, gid=100, groups=(7, 8))
         assert text == "1000\n100\n100 7 8\n1000:100"
         assert ground.run("touch /x", uid=1000, gid=100)[0] == 1
         assert ground.says("grep CapEff /proc/self/status", uid=1000, gid=100).split()[1] == "0" * 16
 
+    def test_one_id_stands_for_another_user(self, ground: Ground) -> None:
+        if ground.executor.tier != "rootless-single":
+            pytest.skip("has many ids")
+        if RUNTIME:
+            with pytest.raises(UnsupportedError, match="user 1000:100 can not be had"):
+                ground.run("true", uid=1000, gid=100)
+            return
+        root = ground.overlay()
+        assert isinstance(root, OverlayRoot)
+        (root.upper / "etc").mkdir()
+        marked = root.upper / "etc/theirs"
+        marked.write_text("x\n")
+        os.setxattr(marked, OWNER, b"7:8:644")
+        (ground.folder / "layers/base/etc/below").write_text("x\n")
+        script = """
+            mkdir -p /tmp/d; echo a > /tmp/d/f; chmod 600 /tmp/d/f; ln -s f /tmp/d/l; mkfifo /tmp/d/p
+            echo b >> /etc/below; echo b >> /etc/theirs
+            id -u; id -g; id -G; grep CapEff /proc/self/status; stat -c %u:%g /tmp/d/f
+        """
+        status, text = ground.run(script, root=root, uid=1000, gid=100, groups=(7, 8))
+        assert status == 0
+        lines = [line for line in text.splitlines() if not line.startswith("pybuild: there is one id")]
+        assert lines == ["1000", "100", "100", "CapEff:\t" + "0" * 16, "1000:100"]
+        assert "there is one id" not in ground.run("true", uid=1001, gid=100)[1]
+        below = [os.fsencode(ground.folder / "layers/base")]
+        found = {entry.path: entry for entry in read_upper(os.fsencode(root.upper), below, Dialect.OVERLAY_USER)}
+        owners = {path.decode(): (found[path].uid, found[path].gid, oct(found[path].mode)) for path in found}
+        assert owners["tmp/d"] == (1000, 100, "0o755")
+        assert owners["tmp/d/f"] == (1000, 100, "0o600")
+        assert owners["etc/below"][:2] == (0, 0)
+        assert owners["etc/theirs"][:2] == (7, 8)
+
     def test_another_user_may_open_its_output_again(self, ground: Ground) -> None:
-        if ground.executor.tier == "rootless-single":
+        if RUNTIME and ground.executor.tier == "rootless-single":
             pytest.skip("has one id only")
-        assert ground.says("echo a > /dev/stdout; echo b > /dev/stderr", uid=1000, gid=100) == "a\nb"
+        text = ground.says("echo a > /dev/stdout; echo b > /dev/stderr", uid=1000, gid=100)
+        assert text.splitlines()[-2:] == ["a", "b"]
 
     def test_owners_can_be_changed(self, ground: Ground) -> None:
         text = ground.says("touch /x && chown 5:6 /x && stat -c %u:%g /x")
@@ -453,14 +520,16 @@ class TestFiles:
         assert not (root.path / "dev").exists()
 
     def test_hosts_and_resolver(self, ground: Ground) -> None:
-        text = ground.says("cat /etc/hosts /etc/resolv.conf", hosts=b"1.2.3.4 x\n", resolv_conf=b"nameserver 1.1.1.1\n")
+        text = ground.says(
+            "cat /etc/hosts /etc/resolv.conf", hosts=b"1.2.3.4 x\n", resolv_conf=b"nameserver 1.1.1.1\n", network="host"
+        )
         assert text == "1.2.3.4 x\nnameserver 1.1.1.1"
 
     def test_resolver_that_is_a_dangling_link(self, ground: Ground) -> None:
         root = ground.overlay()
         (root.upper / "etc").mkdir(exist_ok=True)
         (root.upper / "etc/resolv.conf").symlink_to("../run/systemd/stub.conf")
-        assert ground.says("cat /etc/resolv.conf", root=root, resolv_conf=b"r\n") == "r"
+        assert ground.says("cat /etc/resolv.conf", root=root, resolv_conf=b"r\n", network="host") == "r"
         assert changed(root) == ["etc", "etc/resolv.conf"]
 
     def test_many_layers(self, ground: Ground) -> None:
@@ -678,6 +747,98 @@ class TestConfinement:
         outside = sorted(os.listdir("/sys/class/net"))
         inside = ground.says("ip -o link | cut -d: -f2 | tr -d ' '", network="host").split()
         assert sorted(name.split("@")[0] for name in inside) == outside
+
+
+class TestNetworkOfItsOwn:
+    """What the default network is where there is slirp4netns or pasta."""
+
+    @pytest.fixture(autouse=True)
+    def _connected(self, ground: Ground) -> None:
+        if ground.shared:
+            pytest.skip(f"RUN shares this machine's network: {ground.shared}")
+
+    def test_loopback_is_its_own(self, ground: Ground) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def answer() -> None:
+                server.accept()[0].close()
+
+            threading.Thread(target=answer, daemon=True).start()
+            reach = f"nc 127.0.0.1 {server.getsockname()[1]} </dev/null && echo REACHED"
+            assert ground.run(reach)[0] != 0
+            assert ground.says(reach, network="host") == "REACHED"
+        text = ground.says("(echo in | nc -l -p 7777 &) ; sleep 0.3; nc 127.0.0.1 7777 </dev/null")
+        assert text == "in"
+
+    def test_abstract_sockets_of_this_machine_are_not_in_it(self, ground: Ground) -> None:
+        mark = f"pybuild-{os.getpid()}-{time.time_ns()}"
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"\0{mark}")
+            assert ground.run(f"grep {mark} /proc/net/unix") == (1, "")
+            assert mark in ground.says(f"grep {mark} /proc/net/unix", network="host")
+
+    def test_it_has_a_way_out_and_a_resolver(self, ground: Ground) -> None:
+        text = ground.says("ip route; cat /etc/resolv.conf", resolv_conf=b"nameserver 127.0.0.53\nsearch there\n")
+        assert text.startswith("default via ")
+        assert re.search(r"\nnameserver (10\.0\.2\.3|169\.254\.1\.1)\nsearch there$", text)
+
+    def test_those_at_the_same_time_have_one_each(self, ground: Ground) -> None:
+        results: list[tuple[int, str]] = []
+        script = "(echo in | nc -l -p 7777) & sleep 0.4; nc 127.0.0.1 7777 </dev/null"
+        threads = [threading.Thread(target=lambda: results.append(ground.run(script))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == [(0, "in\n")] * 3
+
+    def test_it_is_not_passed_on_when_a_run_could_change_it(self, ground: Ground) -> None:
+        ground.says("ip addr add 10.9.9.9/32 dev lo", insecure=True)
+        assert "10.9.9.9" not in ground.says("ip -o addr")
+
+
+class TestByRuntime:
+    """What a runtime adds to go wrong."""
+
+    @pytest.fixture(autouse=True)
+    def _runtime(self) -> None:
+        if not RUNTIME:
+            pytest.skip("about OCI runtimes")
+
+    def test_nothing_is_left_of_it(self, ground: Ground) -> None:
+        def seen() -> list[str]:
+            cgroups = [str(path) for path in Path("/sys/fs/cgroup").glob("*/*") if path.is_dir()]
+            return sorted(
+                [*cgroups, *os.listdir("/run"), *(n for n in os.listdir("/tmp") if "runc" in n or "crun" in n)]
+            )
+
+        before = seen()
+        assert ground.run("exit 3")[0] == 3
+        assert seen() == before
+
+    def test_its_complaints_are_no_failing_command(self, ground: Ground, tmp_path: Path) -> None:
+        program = tmp_path / RUNTIME
+        program.write_text(
+            '#!/bin/sh\nwhile [ "$1" != --log ]; do shift; done\n'
+            'echo \'{"level":"error","msg":"no such luck"}\' > "$2"; exit 1\n'
+        )
+        program.chmod(0o755)
+        tier = ground.executor.tier
+        executor = RuntimeExecutor(tier, str(program), userns=ground.userxattr, single=tier == "rootless-single")
+        output: list[bytes] = []
+        spec = RunSpec(root=ground.overlay(), argv=("/bin/true",), env=("PATH=/bin",))
+        try:
+            with pytest.raises(BuildError, match=rf"could not be set up \({tier}, by {RUNTIME}\): no such luck"):
+                executor.run(spec, output.append, threading.Event())
+        finally:
+            executor.close()
+        assert output == []
+
+    def test_devices_of_the_image_open_nothing(self, ground: Ground) -> None:
+        if ground.executor.tier != "privileged":
+            pytest.skip("in a user namespace there are none")
+        os.mknod(ground.layer("noded") / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+        assert ground.run("head -c 1 /zero", root=ground.overlay("noded"))[0] != 0
 
 
 class TestWithoutMounts:

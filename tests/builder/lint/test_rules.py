@@ -141,6 +141,7 @@ def test_there_are_the_22_checks_of_buildkit() -> None:
         pytest.param("FROM scratch\nEXPOSE 8080:80\n", ["ExposeInvalidFormat"], id="host port"),
         pytest.param("FROM scratch\nARG P=80/TCP\nEXPOSE $P\n", ["ExposeProtoCasing"], id="port expanded"),
         pytest.param("ARG T=${MUST:?be set}\nFROM a:$T\n", None, id="an ARG that asks for a value"),
+        pytest.param("ARG A\nFROM scratch$A\nFROM scratch${A:+x}\n", [], id="declared without a value"),
         pytest.param("ARG A=busybox\nFROM ${A}:${B:-1}\n", ["UndefinedArgInFrom"], id="undefined with a default"),
         pytest.param("FROM scratch\nARG A\nENV B=$A\n", [], id="an ARG without a value is declared"),
         pytest.param("FROM scratch\nENV B=$C D=${E:-1}\n", ["UndefinedVar"] * 2, id="undefined in a default, too"),

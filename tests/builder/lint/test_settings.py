@@ -11,12 +11,13 @@ from builder.lint.settings import (
     Known,
     Settings,
     SettingsError,
+    budget,
     judge,
     overlaid,
     read_config,
     suppressions,
 )
-from builder.model import Finding, Severity
+from builder.model import Budget, Finding, Severity
 from grammar.parser import parse
 from grammar.source import Source, Span
 
@@ -176,6 +177,28 @@ def test_thresholds(fail_on: Severity | None, severity: Severity, fails: bool) -
     assert Settings(fail_on=fail_on).fails([at("X", 1, severity)]) is fails
 
 
+@pytest.mark.parametrize(
+    ("limits", "given", "expected"),
+    [
+        ((), Budget(), Budget()),
+        ((("max-size", "500MB"),), Budget(), Budget(max_size=500 << 20)),
+        ((("max-size", "1.5 GiB"), ("max-layer", "100")), Budget(), Budget(max_size=3 << 29, max_layer=100)),
+        ((("max-waste", "5%"),), Budget(), Budget(waste_percent=5)),
+        ((("max-waste", "5%"),), Budget(max_waste=0), Budget(max_waste=0)),
+        ((("max-waste", "5m"),), Budget(waste_percent=1), Budget(waste_percent=1)),
+        ((("max-size", "5m"),), Budget(max_size=1), Budget(max_size=1)),
+    ],
+)
+def test_budgets(limits: tuple[tuple[str, str], ...], given: Budget, expected: Budget) -> None:
+    assert budget(Settings(limits=limits), given) == expected
+
+
+@pytest.mark.parametrize("limit", [("max-size", "5%"), ("max-size", "much"), ("max-layer", "-1"), ("max-waste", "")])
+def test_what_is_no_budget(limit: tuple[str, str]) -> None:
+    with pytest.raises(SettingsError, match="is no size"):
+        budget(Settings(limits=(limit,)), Budget())
+
+
 # ---------------------------------------------------------------- comments
 
 
@@ -267,6 +290,18 @@ def test_what_silences_nothing_is_told(comment: str, message: str) -> None:
 def test_what_nobody_looked_for_is_not_called_unused(name: str) -> None:
     dockerfile = parse(Source("D", f"FROM a\n# pybuild: ignore={name}\nRUN b\n"))
     assert judge([], DEFAULT, dockerfile, ran={"SudoInRun", UNUSED}, known=KNOWN) == []
+
+
+def test_a_code_of_shellcheck_is_unused_once_it_has_looked() -> None:
+    dockerfile = parse(Source("D", "FROM a\n# hadolint ignore=SC2086\nRUN b\n"))
+    (finding,) = judge([], DEFAULT, dockerfile, ran={"ShellCheck"}, known=KNOWN)
+    assert finding.message.startswith("SC2086 is silenced")
+
+
+def test_a_comment_for_a_rule_that_does_not_count_is_not_unused() -> None:
+    dockerfile = parse(Source("D", "FROM a\n# pybuild: ignore=SudoInRun\nRUN b\n"))
+    settings = Settings(ignore=frozenset({"SudoInRun"}))
+    assert judge([], settings, dockerfile, ran={"SudoInRun"}, known=KNOWN) == []
 
 
 def test_unused_comments_can_be_left_out() -> None:
