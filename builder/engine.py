@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from builder.model import Lowered, StagePlan, StageState
     from builder.runner import Runner
     from cache.entries import Files
-    from cache.index import Part
     from cache.layers import Written
     from cache.oci import Digest, ImageConfig, Layer
+    from cache.reasons import Part
     from cache.remote import Found, Remotes
     from cache.snapshots import Snapshots
     from cache.store import Store

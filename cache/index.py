@@ -18,17 +18,14 @@ from msgspec import Struct, convert, structs
 from msgspec.structs import replace
 
 from cache.oci import Descriptor, Digest, Layer
-from cache.reasons import NEVER, NEW, Difference, Why, compared
+from cache.reasons import NEVER, NEW, Difference, Part, Why, compared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from cache.database import Database
 
-    Elsewhere = Callable[["Place"], tuple[Sequence["Part"], Sequence["Part"]] | None]
-
-Part = tuple[str, str]
-"""A readable name and a readable value: `("parent", "sha256:...")`, `("file app.py", "file 644 sha256:...")`."""
+    Elsewhere = Callable[["Place"], tuple[Sequence[Part], Sequence[Part]] | None]
 
 _SCHEMA = b"pybuild step 1"
 _KEPT = 4

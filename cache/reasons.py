@@ -1,6 +1,6 @@
 """Why a step was not in the cache: two lists of parts of keys compared, and what differs in words.
 
-Parts are those of `cache.index`: a readable name and a readable value.
+What a step's key is made of is kept in parts that people can read; `cache.index` keeps them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cache.index import Part
+Part = tuple[str, str]
+"""A readable name and a readable value: `("parent", "sha256:...")`, `("file app.py", "file 644 sha256:...")`."""
 
 _SHORT = 40
 _LINES = 50

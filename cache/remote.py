@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cache.disk import Dialect
-    from cache.index import Part, Place
+    from cache.index import Place
+    from cache.reasons import Part
     from cache.shelves import Repository, Shelf
     from cache.store import Store
 

@@ -52,7 +52,7 @@ def info(given: Given, around: Surroundings) -> int:
 
     from builder.cli.flags import UsageError
     from builder.errors import BuildError
-    from builder.terminal import human_size
+    from builder.quantities import human_size
     from cache.oci import host_platform
 
     form = given.one("format", "text")

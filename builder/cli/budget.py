@@ -27,7 +27,7 @@ def keep_budget(store: Store, limit: int | None, written: int, around: Surroundi
     except StoreError:
         return  # the build is done; the next one tries again
     if done is not None and around is not None:
-        from builder.terminal import human_size
+        from builder.quantities import human_size
 
         count = len(done.items)
         print(

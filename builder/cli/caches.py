@@ -76,7 +76,8 @@ REMOVE_MOUNTS = Command(
 
 def du(given: Given, around: Surroundings) -> int:
     """Print a row for each type, or for each thing."""
-    from builder.terminal import columns, human_size, printable
+    from builder.quantities import human_size
+    from builder.terminal import columns, printable
     from cache.usage import KINDS, PRUNABLE, measure
 
     form = _form(given)
@@ -108,7 +109,7 @@ def du(given: Given, around: Surroundings) -> int:
 def prune(given: Given, around: Surroundings) -> int:
     """Cut the cache down and say by how much."""
     from builder.cli.build import duration, size
-    from builder.terminal import human_size
+    from builder.quantities import human_size
     from cache.usage import PRUNABLE, cut
 
     kinds = [kind for text in given.all("filter") for kind in _kinds(text)]
@@ -171,7 +172,8 @@ def fsck(given: Given, around: Surroundings) -> int:
 
 def list_mounts(given: Given, around: Surroundings) -> int:
     """Print a row for each folder."""
-    from builder.terminal import columns, human_size, printable
+    from builder.quantities import human_size
+    from builder.terminal import columns, printable
     from cache.usage import measure
 
     form = _form(given)
@@ -192,7 +194,7 @@ def list_mounts(given: Given, around: Surroundings) -> int:
 
 def remove_mounts(given: Given, around: Surroundings) -> int:
     """Remove what is named; an id that no folder has, or one that is in use, is an error after the others are gone."""
-    from builder.terminal import human_size
+    from builder.quantities import human_size
     from cache.errors import InUseError, NotFoundError, StoreError
     from cache.usage import measure, remove_mount
 
@@ -239,7 +241,7 @@ def _say_json(items: list[Item], around: Surroundings) -> None:
 def _ago(when: float) -> str:
     import time
 
-    from builder.terminal import human_age
+    from builder.quantities import human_age
 
     return f"{human_age(max(time.time() - when, 0))} ago"
 

@@ -155,7 +155,7 @@ def _digest(image: Image, name: str, origins: Iterable[Origin]) -> str:
 
 def _rows(image: Image, origins: Iterable[Origin], given: Given) -> list[dict[str, str]]:
     """A row for each name of the image, with the fields that docker's templates know."""
-    from builder.terminal import human_size
+    from builder.quantities import human_size
 
     found = []
     for name in image.names or (f"{NONE}:{NONE}",):
@@ -329,7 +329,8 @@ def _for_template(document: dict[str, Any]) -> dict[str, Any]:
 
 def history(given: Given, around: Surroundings) -> int:
     """Print a row for each line of the image's history, with the image that it left where the store still has it."""
-    from builder.terminal import human_size, printable
+    from builder.quantities import human_size
+    from builder.terminal import printable
 
     rows = []
     human = given.on("human") or not given.all("human")
@@ -402,7 +403,7 @@ def remove(given: Given, around: Surroundings) -> int:
 
 def prune(given: Given, around: Surroundings) -> int:
     """Remove what nothing needs, after asking."""
-    from builder.terminal import human_size
+    from builder.quantities import human_size
 
     for text in given.all("filter"):
         if text.partition("=")[0] not in {"until", "label", "label!"}:
@@ -526,7 +527,7 @@ def _since(created: str) -> str:
     """`3 days ago`, for RFC 3339; `N/A` where there is no time."""
     import datetime
 
-    from builder.terminal import human_age
+    from builder.quantities import human_age
 
     when = _time(created)
     if when is None:

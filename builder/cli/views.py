@@ -122,7 +122,8 @@ def _shown(path: bytes) -> str:
 
 def _say_text(changes: list[Change], config: list[tuple[str, Any, Any]], around: Surroundings) -> None:
     from builder.cli.template import json_of
-    from builder.terminal import columns, human_size, printable
+    from builder.quantities import human_size
+    from builder.terminal import columns, printable
 
     for name, before, after in config:
         around.say(printable(f"config {name}: {json_of(before)} → {json_of(after)}"))
@@ -144,7 +145,7 @@ def _say_text(changes: list[Change], config: list[tuple[str, Any, Any]], around:
 
 def _size_of(change: Change) -> str:
     """Sizes of a row: `12B`, or `12B → 3kB` where there are two of them."""
-    from builder.terminal import human_size
+    from builder.quantities import human_size
 
     sizes = [human_size(entry.size) for entry in (change.before, change.after) if entry is not None]
     if len(sizes) == 2 and (sizes[0] != sizes[1] or "content" in change.parts):
@@ -260,7 +261,8 @@ def _document(node: _Node) -> dict[str, Any]:
 
 
 def _say_tree(roots: list[_Node], stages: dict[Digest, list[str]], given: Given, around: Surroundings) -> None:
-    from builder.terminal import Branch, branches, human_size, printable
+    from builder.quantities import human_size
+    from builder.terminal import Branch, branches, printable
 
     full = given.on("no-trunc")
 

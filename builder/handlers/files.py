@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from builder.fetch import Fetcher
-    from cache.index import Part
+    from cache.reasons import Part
     from grammar.source import Source, Span
 
 _EXECUTE = 0o111

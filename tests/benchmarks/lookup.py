@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from cache.index import Index, Part, Place, Record, key
+from cache.index import Index, Place, Record, key
 from cache.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cache.reasons import Part
 
 STEPS = 20
 ROUNDS = 400

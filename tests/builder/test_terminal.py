@@ -27,12 +27,11 @@ from builder.events import (
     Warned,
 )
 from builder.model import BuildResult, Finding, ImageResult, Plan, StageBase, StagePlan
+from builder.quantities import human_age, human_size
 from builder.terminal import (
     Live,
     Plain,
     columns,
-    human_age,
-    human_size,
     printable,
     progress,
     render,

@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cache.index import Index, Part, Place, Record, key
+from cache.index import Index, Place, Record, key
 from cache.oci import LAYER_GZIP, Layer, digest_of
 from cache.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from cache.reasons import Part
 
 TEXT = st.text(max_size=6)
 PARTS = st.lists(st.tuples(TEXT, TEXT), max_size=4)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, field
 
 from builder.model import Budget, Finding, Severity
+from builder.quantities import human_size
 from cache.entries import Entry, Kind
 from cache.traits import Traits
 
@@ -330,8 +331,6 @@ class _Names:
 
 def amount(size: int) -> str:
     """Bytes for a message."""
-    from builder.terminal import human_size
-
     return human_size(size)
 
 
