@@ -806,11 +806,11 @@ class TestByRuntime:
             pytest.skip("about OCI runtimes")
 
     def test_nothing_is_left_of_it(self, ground: Ground) -> None:
-        def seen() -> list[str]:
-            cgroups = [str(path) for path in Path("/sys/fs/cgroup").glob("*/*") if path.is_dir()]
-            return sorted(
-                [*cgroups, *os.listdir("/run"), *(n for n in os.listdir("/tmp") if "runc" in n or "crun" in n)]
-            )
+        """By the container's name: other tests have containers of their own meanwhile."""
+
+        def seen() -> list[Path]:
+            cgroups = [path for path in Path("/sys/fs/cgroup").glob("**/run") if path.is_dir()]
+            return sorted([*cgroups, *Path("/run").glob("crun/run"), *Path("/run").glob("runc/run")])
 
         before = seen()
         assert ground.run("exit 3")[0] == 3
