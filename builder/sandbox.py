@@ -179,7 +179,13 @@ def open_in_root(root: int, path: str, flags: int = os.O_PATH) -> int:
     """Open `path` with `root` as /, whatever symlinks say; flags as for open(2)."""
     how = (flags | os.O_CLOEXEC).to_bytes(8, sys.byteorder) + bytes(8)
     how += (RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS).to_bytes(8, sys.byteorder)
-    return _call(SYS_OPENAT2, path, root, os.fsencode(path), how, 24)
+    while True:
+        try:
+            return _call(SYS_OPENAT2, path, root, os.fsencode(path), how, 24)
+        except OSError as error:
+            # At a `..`, where something was renamed or mounted meanwhile, wherever on the machine: openat2(2).
+            if error.errno != errno.EAGAIN:
+                raise
 
 
 def _prctl(option: int, value: int, what: str) -> None:

@@ -30,7 +30,7 @@ from cache.contents import PIECE, Pieces, chunks
 from cache.disk import Dialect, apply, kept, portable_capability
 from cache.entries import Entry, Kind
 from cache.errors import CorruptError, StoreError
-from cache.limits import HEADER, LimitError, check_path, check_xattrs, limits
+from cache.limits import HEADER, LimitError, check_path, check_target, check_xattrs, limits
 from cache.oci import Descriptor, Digest, Layer
 
 if TYPE_CHECKING:
@@ -359,7 +359,7 @@ def _entry(info: tarfile.TarInfo, source: _Source, links: _Links, *, trusted: bo
     """One member as an entry; None for what only belongs to the archive."""
     path = _clean(info.name.encode("utf-8", "surrogateescape"), "name")
     if not trusted:
-        check_path(path, "name")
+        check_path(path)
     parent, _, name = path.rpartition(b"/")
     parent = links.resolve(parent)
     path = parent + b"/" + name if parent else name
@@ -382,7 +382,7 @@ def _entry(info: tarfile.TarInfo, source: _Source, links: _Links, *, trusted: bo
     elif kind is Kind.SYMLINK:
         target = info.linkname.encode("utf-8", "surrogateescape")
         if not trusted:
-            check_path(target, "symlink's target")
+            check_target(target)
     elif kind is Kind.HARDLINK:
         target = _clean(info.linkname.encode("utf-8", "surrogateescape"), "hardlink target")
         folder, _, last = target.rpartition(b"/")

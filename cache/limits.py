@@ -77,14 +77,23 @@ def limit(text: str) -> None:
     _current = found
 
 
-def check_path(path: bytes, what: str) -> None:
+def check_path(path: bytes) -> None:
     """LimitError for a path that no file of Linux can have."""
-    if len(path) > PATH:
-        raise LimitError(f"a {what} in it has {len(path)} bytes, and Linux takes no more than {PATH}")
+    _check_length(path, "path")
     if len(path) > NAME:
         for name in path.split(b"/"):
             if len(name) > NAME:
-                raise LimitError(f"a {what} in it has a part of {len(name)} bytes, and Linux takes no more than {NAME}")
+                raise LimitError(f"a path in it has a part of {len(name)} bytes, and Linux takes no more than {NAME}")
+
+
+def check_target(target: bytes) -> None:
+    """LimitError for what no symlink can say. It need not be a path that there can be: Linux takes any text."""
+    _check_length(target, "symlink's target")
+
+
+def _check_length(path: bytes, what: str) -> None:
+    if len(path) > PATH:
+        raise LimitError(f"a {what} in it has {len(path)} bytes, and Linux takes no more than {PATH}")
 
 
 def check_xattrs(xattrs: tuple[tuple[str, bytes], ...]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import os
 import shutil
 import subprocess
@@ -129,8 +128,8 @@ def built(tier: str, context: Path, name: str, folder: Path) -> Image:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode("utf-8", "replace")[-3000:]
     layout = folder / "layout"
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
-        tar.extractall(layout, filter="data")
+    layout.mkdir()
+    subprocess.run(["tar", "-C", layout, "-x"], input=done.stdout, check=True)
     return image_of(layout)
 
 

@@ -12,7 +12,7 @@ from cache.compression import Compression, decompressed
 from cache.entries import BytesContent, Entry, Kind
 from cache.errors import CorruptError, StoreError
 from cache.layers import import_tar, listing, read, write
-from cache.limits import LimitError, Limits, limit
+from cache.limits import LimitError, Limits, check_path, check_target, limit
 from cache.oci import Layer, digest_of
 from cache.store import Store
 from tests.building import Bench, archive, member
@@ -206,3 +206,12 @@ def test_a_base_that_is_too_much(tmp_path: Path) -> None:
     assert "rootfs.tar" in done.err
     assert "more than 3 entries" in done.err
     assert bench.alone("images", "-a", "-q").out == ""
+
+
+def test_a_symlink_may_say_what_no_path_can_be() -> None:
+    """Linux takes any text as its target; only to follow it fails."""
+    check_target(b"x" * 300)
+    with pytest.raises(LimitError, match="a part of 300 bytes"):
+        check_path(b"x" * 300)
+    with pytest.raises(LimitError, match="5000 bytes"):
+        check_target(b"x" * 5000)
