@@ -181,9 +181,10 @@ class Soak:
     # ------------------------------------------------------------ afterwards
 
     def _settle(self) -> None:
-        """Let what killed builds left be taken: the next commands do it for what is older than any of them."""
-        for name in os.listdir(self.store / "tmp"):
-            os.utime(self.store / "tmp" / name, (1, 1))
+        """Let what killed builds left be taken: what is young may have a writer that is about to name it."""
+        for folder in ("tmp", "blobs/sha256", "snapshots", "listings"):
+            for name in self._names(folder):
+                os.utime(self.store / name, (1, 1))
 
     def _look(self, when: str) -> None:
         before = len(self.wrong)
